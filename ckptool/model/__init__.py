@@ -1,0 +1,1 @@
+"""The words that every room speaks: plain, typed values without torch, rich or typer."""

@@ -1,0 +1,69 @@
+"""One opened checkpoint: its values, described; its bytes, not yet read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from ckptool.model.values import GlobalUse, Storage
+
+
+class OpenFile(Protocol):
+    """Keep the file open while its bytes may be asked for."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """State one thing about the container that a reader should know; ``code`` is stable, ``text`` one sentence."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Name one part of the container and its size in bytes as stored."""
+
+    name: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """Hold what a file says, as data: no tensor read, no class imported.
+
+    ``format`` is ``torch-zip``, ``torch-legacy`` or ``safetensors``. ``root`` is the value tree of ``model/values.py`` (for
+    safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of a safetensors header; ``facts`` are
+    properties of the container itself (``byteorder``, ``version``). ``storages`` are all records with tensor bytes,
+    those that no tensor uses included. Close it, or use it as a context manager, when its bytes are no longer needed.
+    """
+
+    path: Path
+    format: str
+    file_bytes: int
+    root: Any
+    file: OpenFile
+    storages: tuple[Storage, ...] = ()
+    globals: tuple[GlobalUse, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    members: tuple[Member, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Release the file."""
+        self.file.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,193 @@
+"""Decisions as data: which state dict is meant, what its keys become, which bytes go where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ckptool.model.dtypes import DType
+from ckptool.model.sources import ByteSource
+from ckptool.model.values import OpaqueTensor, TensorSpec
+
+Role = Literal["main", "ema", "raw", "peer"]
+Certainty = Literal["certain", "assumed", "reference", "explicit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Say one thing about a decision: a stable ``code`` and one sentence."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """Name what wrote the file, with the evidence (the keys or texts that gave it away).
+
+    ``container`` is the family that the key rules ask for: ``lightning``, ``composer`` or empty.
+    """
+
+    name: str
+    version: str | None = None
+    evidence: str = ""
+    container: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateDict:
+    """Point at one state dict of a checkpoint.
+
+    ``path`` is the steps from the root (empty: the root itself). ``entries`` are all its pairs in file order, tensors and
+    the rest; ``key_metadata`` is torch's ``_metadata`` attribute, where it is kept.
+    """
+
+    path: tuple[str, ...]
+    role: Role
+    entries: Mapping[str, Any]
+    reason: str = ""
+    key_metadata: Any = None
+
+    @property
+    def name(self) -> str:
+        """Join the path with dots; empty for the root."""
+        return ".".join(self.path)
+
+    @property
+    def tensors(self) -> dict[str, TensorSpec | OpaqueTensor]:
+        """Give the entries that are tensors."""
+        return {key: value for key, value in self.entries.items() if isinstance(value, TensorSpec | OpaqueTensor)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """List the state dicts of a checkpoint and say which one is meant.
+
+    ``chosen`` is None where there is none or several are equal; ``refusal`` then is the sentence (and code) with which an
+    operation that needs one refuses.
+    """
+
+    producer: Producer
+    candidates: tuple[StateDict, ...]
+    chosen: StateDict | None
+    notes: tuple[Note, ...] = ()
+    refusal: Note | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOptions:
+    """Say what the user asked of the keys; the default lets the evidence decide.
+
+    ``reference`` maps the names to be reached to their shapes (None: only the name is known). ``select`` keeps a subtree;
+    ``prefix`` is stripped from every key; ``keep`` protects path segments; ``keep_prefixes`` leaves all keys as they are.
+    ``include`` and ``exclude`` are globs over clean names. ``rename`` holds (pattern, replacement) pairs for ``re.sub``,
+    ``mapping`` source to target names (None drops), ``add_prefix`` is put before every clean name, in that order, last.
+    """
+
+    reference: Mapping[str, tuple[int, ...] | None] | None = None
+    select: str | None = None
+    prefix: str | None = None
+    keep: tuple[str, ...] = ()
+    keep_prefixes: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    mapping: Mapping[str, str | None] | None = None
+    rename: tuple[tuple[str, str], ...] = ()
+    add_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMove:
+    """Map one source key to its target, or to None with the reason for which it is dropped."""
+
+    source: str
+    target: str | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """Name a wrapper found in the keys: who adds it, the segment, on how many of how many keys, how sure."""
+
+    name: str
+    segment: str
+    count: int
+    of: int
+    certainty: Certainty
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlan:
+    """Say for every key of a state dict what it becomes: the one plan that is printed, dry-run and executed.
+
+    ``moves`` are in file order, one for every entry (tensors and the rest).
+    """
+
+    moves: tuple[KeyMove, ...]
+    certainty: Certainty = "certain"
+    wrappers: tuple[Wrapper, ...] = ()
+    notes: tuple[Note, ...] = ()
+    is_ema: bool = False
+
+    @property
+    def already_clean(self) -> bool:
+        """Tell whether every key stays as it is."""
+        return all(move.source == move.target for move in self.moves)
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Map source keys to target keys, without the dropped ones."""
+        return {move.source: move.target for move in self.moves if move.target is not None}
+
+    @property
+    def dropped(self) -> tuple[KeyMove, ...]:
+        """List the keys that go, each with its reason."""
+        return tuple(move for move in self.moves if move.target is None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extent:
+    """Name ``nbytes`` bytes from ``offset`` on of a source (both in bytes)."""
+
+    source: ByteSource
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Payload:
+    """List the extents that, back to back, are the row-major little-endian bytes of one target storage."""
+
+    dtype: DType
+    numel: int
+    extents: tuple[Extent, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Give the length in bytes."""
+        return sum(extent.nbytes for extent in self.extents)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedTensor:
+    """Place one contiguous tensor on a payload; tied tensors name the same payload object."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CopyPlan:
+    """Say what a writer writes.
+
+    ``tensors`` is the flat state dict by clean name, in order; tied names share one ``Payload`` object. ``aliases`` maps a
+    name that a safetensors file leaves out to the name that holds its bytes. ``metadata`` is the text metadata of a
+    safetensors header. ``root`` is what a torch file pickles: a value tree whose tensors are ``PlannedTensor``.
+    """
+
+    tensors: Mapping[str, PlannedTensor]
+    root: Any
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
