@@ -17,7 +17,7 @@ class Ran:
     err: str
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Run ``ckptool ARG...`` through ``ckptool.cli.main`` and capture it."""
 

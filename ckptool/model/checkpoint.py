@@ -38,10 +38,11 @@ class Member:
 class Checkpoint:
     """Hold what a file says, as data: no tensor read, no class imported.
 
-    ``format`` is ``torch-zip``, ``torch-legacy`` or ``safetensors``. ``root`` is the value tree of ``model/values.py`` (for
-    safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of a safetensors header; ``facts`` are
-    properties of the container itself (``byteorder``, ``version``). ``storages`` are all records with tensor bytes,
-    those that no tensor uses included. Close it, or use it as a context manager, when its bytes are no longer needed.
+    ``format`` is ``torch-zip``, ``torch-legacy`` or ``safetensors``. ``root`` is the value tree of
+    ``model/values.py`` (for safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of
+    a safetensors header; ``facts`` are properties of the container itself (``byteorder``, ``version``).
+    ``storages`` are all records with tensor bytes, those that no tensor uses included. Close it, or use it as
+    a context manager, when its bytes are no longer needed.
     """
 
     path: Path

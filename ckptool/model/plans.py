@@ -39,8 +39,8 @@ class Producer:
 class StateDict:
     """Point at one state dict of a checkpoint.
 
-    ``path`` is the steps from the root (empty: the root itself). ``entries`` are all its pairs in file order, tensors and
-    the rest; ``key_metadata`` is torch's ``_metadata`` attribute, where it is kept.
+    ``path`` is the steps from the root (empty: the root itself). ``entries`` are all its pairs in file order,
+    tensors and the rest; ``key_metadata`` is torch's ``_metadata`` attribute, where it is kept.
     """
 
     path: tuple[str, ...]
@@ -64,8 +64,8 @@ class StateDict:
 class Selection:
     """List the state dicts of a checkpoint and say which one is meant.
 
-    ``chosen`` is None where there is none or several are equal; ``refusal`` then is the sentence (and code) with which an
-    operation that needs one refuses.
+    ``chosen`` is None where there is none or several are equal; ``refusal`` then is the sentence (and code)
+    with which an operation that needs one refuses.
     """
 
     producer: Producer
@@ -79,10 +79,11 @@ class Selection:
 class KeyOptions:
     """Say what the user asked of the keys; the default lets the evidence decide.
 
-    ``reference`` maps the names to be reached to their shapes (None: only the name is known). ``select`` keeps a subtree;
-    ``prefix`` is stripped from every key; ``keep`` protects path segments; ``keep_prefixes`` leaves all keys as they are.
-    ``include`` and ``exclude`` are globs over clean names. ``rename`` holds (pattern, replacement) pairs for ``re.sub``,
-    ``mapping`` source to target names (None drops), ``add_prefix`` is put before every clean name, in that order, last.
+    ``reference`` maps the names to be reached to their shapes (None: only the name is known). ``select`` keeps
+    a subtree; ``prefix`` is stripped from every key; ``keep`` protects path segments; ``keep_prefixes`` leaves
+    all keys as they are. ``include`` and ``exclude`` are globs over clean names. ``rename`` holds (pattern,
+    replacement) pairs for ``re.sub``, ``mapping`` source to target names (None drops), ``add_prefix`` is put
+    before every clean name, in that order, last.
     """
 
     reference: Mapping[str, tuple[int, ...] | None] | None = None
@@ -182,9 +183,10 @@ class PlannedTensor:
 class CopyPlan:
     """Say what a writer writes.
 
-    ``tensors`` is the flat state dict by clean name, in order; tied names share one ``Payload`` object. ``aliases`` maps a
-    name that a safetensors file leaves out to the name that holds its bytes. ``metadata`` is the text metadata of a
-    safetensors header. ``root`` is what a torch file pickles: a value tree whose tensors are ``PlannedTensor``.
+    ``tensors`` is the flat state dict by clean name, in order; tied names share one ``Payload`` object.
+    ``aliases`` maps a name that a safetensors file leaves out to the name that holds its bytes. ``metadata``
+    is the text metadata of a safetensors header. ``root`` is what a torch file pickles: a value tree whose
+    tensors are ``PlannedTensor``.
     """
 
     tensors: Mapping[str, PlannedTensor]

@@ -87,8 +87,9 @@ class TensorSpec:
 class OpaqueTensor:
     """Describe a tensor that is not one dense array: listed by inspect, named when it is refused.
 
-    ``kind`` is ``sparse``, ``quantized``, ``nested``, ``meta``, ``subclass``, ``dtensor``, ``sharded``; ``detail`` says
-    more in a word or two (``COO``, the class name). ``parts`` are the values it is made of, by name.
+    ``kind`` is ``sparse``, ``quantized``, ``nested``, ``meta``, ``subclass``, ``dtensor``, ``sharded``;
+    ``detail`` says more in a word or two (``COO``, the class name). ``parts`` are the values it is made of, by
+    name.
     """
 
     kind: str
@@ -106,8 +107,9 @@ class OpaqueTensor:
 class DictNode:
     """Hold a pickled mapping as pairs: no foreign key is ever hashed, order is kept, attributes stay data.
 
-    ``type_name`` is ``dict``, ``OrderedDict``, ``defaultdict`` or ``Counter``; ``attributes`` is what a pickle BUILDs onto
-    it (``_metadata`` of a state dict). Text keys can be looked up; they are unique, the reader sees to it.
+    ``type_name`` is ``dict``, ``OrderedDict``, ``defaultdict`` or ``Counter``; ``attributes`` is what a pickle
+    BUILDs onto it (``_metadata`` of a state dict). Text keys can be looked up; they are unique, the reader
+    sees to it.
     """
 
     __slots__ = ("_index", "attributes", "pairs", "type_name")
@@ -169,8 +171,8 @@ class GlobalRef:
 class Stub:
     """Stand in for an object of a class that is never imported; keeps what the class carried.
 
-    ``args`` and ``kwargs`` are what the constructor or function would have been called with, ``state`` what BUILD would
-    have set, ``items`` and ``pairs`` what would have been appended or set.
+    ``args`` and ``kwargs`` are what the constructor or function would have been called with, ``state`` what
+    BUILD would have set, ``items`` and ``pairs`` what would have been appended or set.
     """
 
     ref: GlobalRef
