@@ -1,0 +1,53 @@
+"""The edge: options in, one operation, one report, one exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from enum import IntEnum
+from types import FrameType
+
+BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
+
+
+class Status(IntEnum):
+    """Answer in one number; over several inputs the worst wins, and ``worst`` knows the order."""
+
+    DONE = 0
+    NO = 1
+    UNANSWERED = 2
+    INTERRUPTED = 130
+
+
+def worst(*statuses: Status) -> Status:
+    """Pick what the whole command answers: could not answer, then no, then done."""
+    return max(statuses, default=Status.DONE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line and give its exit status; every refusal becomes one sentence on stderr."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone; pointing stdout elsewhere keeps the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return status
+
+
+def _run(argv: list[str] | None) -> int:
+    from ckptool.cli.app import app
+
+    try:
+        app(args=argv, prog_name="ckptool")
+    except SystemExit as exit_request:
+        return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
+    return Status.DONE
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    # An exception, so that a half-written output is removed on the way out.
+    raise SystemExit(128 + signum)

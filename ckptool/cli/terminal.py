@@ -1,0 +1,45 @@
+"""What the streams can take: a terminal or a pipe, colour or none, how wide."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import typer
+
+from ckptool.reports.text import safe_text
+
+ColorChoice = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Terminal:
+    """Say how to present the answer: ``is_terminal`` chooses the view for people, ``color`` whether it is painted."""
+
+    is_terminal: bool
+    color: bool
+    width: int
+    quiet: bool = False
+
+
+def detect(color: ColorChoice, quiet: bool = False) -> Terminal:
+    """Look at stdout and the environment (``NO_COLOR``, ``TERM=dumb``)."""
+    is_terminal = sys.stdout.isatty()
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    wanted = color == "always" or (color == "auto" and is_terminal and not plain)
+    return Terminal(is_terminal or color == "always", wanted, max(shutil.get_terminal_size().columns, 40), quiet)
+
+
+def complain(message: str) -> None:
+    """Write one refusal to stderr; foreign characters are escaped, line by line."""
+    lines = [safe_text(line) for line in message.split("\n")]
+    typer.echo("ckptool: " + "\n  ".join(lines), err=True)
+
+
+def remark(message: str, terminal: Terminal) -> None:
+    """Write one note to stderr, unless the user asked for quiet."""
+    if not terminal.quiet:
+        typer.echo("note: " + safe_text(message), err=True)
