@@ -119,10 +119,28 @@ class Wrapper:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyRule:
+    """Say what a plan does to any name of that model: its own keys, optimizer state and module paths alike.
+
+    In this order: ``removed`` segments (a dotted one is a run of segments) go at any depth, ``leading`` ones from
+    the front, ``inner`` ones from behind the front, ``prepended`` text is put before. What the user asked for
+    follows: ``rename`` and ``mapping`` as in ``KeyOptions``, ``added`` text before everything.
+    """
+
+    removed: tuple[str, ...] = ()
+    leading: tuple[str, ...] = ()
+    inner: tuple[str, ...] = ()
+    prepended: str = ""
+    rename: tuple[tuple[str, str], ...] = ()
+    mapping: Mapping[str, str | None] = field(default_factory=dict)
+    added: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class KeyPlan:
     """Say for every key of a state dict what it becomes: the one plan that is printed, dry-run and executed.
 
-    ``moves`` are in file order, one for every entry (tensors and the rest).
+    ``moves`` are in file order, one for every entry (tensors and the rest); ``rule`` is what they have in common.
     """
 
     moves: tuple[KeyMove, ...]
@@ -130,6 +148,7 @@ class KeyPlan:
     wrappers: tuple[Wrapper, ...] = ()
     notes: tuple[Note, ...] = ()
     is_ema: bool = False
+    rule: KeyRule = field(default_factory=KeyRule)
 
     @property
     def already_clean(self) -> bool:

@@ -1,0 +1,320 @@
+"""What the keys of a state dict become: wrappers off, the network's own names left, nothing dropped unlisted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from fnmatch import translate
+
+from ckptool.errors import PlanRefused
+from ckptool.layouts.draft import Draft
+from ckptool.layouts.reference import follow_reference
+from ckptool.layouts.rename import renamed
+from ckptool.layouts.roots import strip_roots, take_side_keys
+from ckptool.layouts.segments import (
+    FLAT_LEAVES,
+    PRIVATE_SEGMENTS,
+    first_segments,
+    holds,
+    private_segments,
+    quoted,
+    shared_root,
+    under,
+    without,
+)
+from ckptool.model.plans import Certainty, KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
+from ckptool.model.values import OpaqueTensor, TensorSpec
+
+DEFAULT_OPTIONS = KeyOptions()
+
+
+def plan_keys(state_dict: StateDict, producer: Producer, options: KeyOptions = DEFAULT_OPTIONS) -> KeyPlan:
+    """Say what every key of a state dict becomes.
+
+    :raises PlanRefused: the evidence does not settle it; the message names the option that would.
+    """
+    mapping = options.mapping or {}
+    draft = Draft(state_dict, producer.container, {key: key for key in state_dict.entries})
+    refuse_bad_names([key for key in draft.names if key not in mapping])
+    refuse_shards(draft, keep_prefixes=options.keep_prefixes)
+    clean_names(draft, options)
+    filter_names(draft, options)
+    apply_explicit_names(draft, options)
+    refuse_collisions(draft)
+    return finish(draft)
+
+
+def clean_names(draft: Draft, options: KeyOptions) -> None:
+    """Bring the names to clean ones: by the user's word, by the reference, or by the evidence, in that order."""
+    if options.keep_prefixes or all(key in (options.mapping or {}) for key in draft.names):
+        keep_names(draft, options)
+    elif options.reference is not None:
+        select_subtree(draft, options.select, strip=False)
+        follow_reference(draft, options.reference, options.keep)
+    elif options.prefix is not None:
+        strip_prefix(draft, options.prefix, options.keep)
+    else:
+        clean_by_evidence(draft, options)
+
+
+def keep_names(draft: Draft, options: KeyOptions) -> None:
+    """Leave all names as they are.
+
+    :raises PlanRefused: a prefix is to be stripped as well.
+    """
+    if options.prefix is not None:
+        raise PlanRefused("bad-map", "--prefix and --keep-prefixes contradict each other: give one of them")
+    select_subtree(draft, options.select, strip=False)
+    draft.certainty = "explicit"
+
+
+def clean_by_evidence(draft: Draft, options: KeyOptions) -> None:
+    """Remove private segments, then either keep the subtree asked for or look at the roots."""
+    remove_private_segments(draft, options.keep)
+    if options.select is not None:
+        select_subtree(draft, options.select, strip=True)
+    else:
+        strip_roots(draft, options.keep)
+
+
+def refuse_bad_names(keys: list[str]) -> None:
+    """Refuse empty names and names with an empty segment.
+
+    :raises PlanRefused: there is one.
+    """
+    text = "\n".join(["", *keys, ""])
+    if ".." in text or "\n." in text or ".\n" in text or "\n\n" in text:
+        bad = [key for key in keys if not all(key.split("."))]
+        if bad:
+            raise PlanRefused("bad-key", f"{quoted(bad)} has an empty segment and is no name: give it one with --map")
+
+
+def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
+    """Refuse what holds one rank's part only: flattened parameters, sharded tensors, parts of a DTensor.
+
+    :raises PlanRefused: there is one.
+    """
+    if not keep_prefixes and any(leaf in key for leaf in FLAT_LEAVES for key in draft.names):
+        flat = [key for key in draft.names if key.rpartition(".")[2] in FLAT_LEAVES]
+        if flat:
+            raise PlanRefused(
+                "flat-param",
+                f"{quoted(flat)} is a buffer that FSDP flattened whole modules into, their names are not in this file: "
+                "save a full state dict (FULL_STATE_DICT)",
+            )
+    shards = [key for key, value in draft.entries.items() if isinstance(value, OpaqueTensor) and is_shard(value)]
+    if shards:
+        raise PlanRefused(
+            "sharded",
+            f"{quoted(shards)} is one rank's shard of a tensor, the rest is in the files of the other ranks: "
+            "save a full state dict, or convert the folder with torch.distributed.checkpoint.format_utils",
+        )
+
+
+def is_shard(tensor: OpaqueTensor) -> bool:
+    """Tell whether a distributed tensor holds only a part of itself."""
+    if tensor.kind == "dtensor":
+        return not any(isinstance(part, TensorSpec) and part.shape == tensor.shape for _, part in tensor.parts)
+    return tensor.kind == "sharded"
+
+
+def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
+    """Take the private names of frameworks out of every key, at any depth."""
+    draft.rule = KeyRule(removed=removable_segments(keep))
+    counts = {
+        segment: sum(holds(name, segment) for name in draft.names.values())
+        for segment in private_segments(draft.names, keep)
+    }
+    # A pair, or a segment below a removed one, only shows once the others are gone: removal sees them all.
+    present = tuple(counts)
+    cleaned = {source: without(name, present) for source, name in draft.names.items()} if present else draft.names
+    changed = sum(source != name for source, name in cleaned.items())
+    draft.names = dict(cleaned)
+    for segment, count in counts.items():
+        if count:
+            draft.found(PRIVATE_SEGMENTS[segment], segment, count, "certain")
+    if changed:
+        found = quoted([wrapper.segment for wrapper in draft.wrappers], 8)
+        draft.note("wrapper-segments", f"{found} removed from {changed} of {len(cleaned)} keys")
+
+
+def removable_segments(keep: Iterable[str]) -> tuple[str, ...]:
+    """List the private segments that no ``--keep`` protects."""
+    kept = set(keep)
+    return tuple(segment for segment in PRIVATE_SEGMENTS if kept.isdisjoint(segment.split(".")))
+
+
+def select_subtree(draft: Draft, select: str | None, *, strip: bool) -> None:
+    """Keep the keys below a path, written as in the file or without the wrappers around it.
+
+    :raises PlanRefused: there are none.
+    """
+    if select is None:
+        return
+    draft.certainty = "explicit"
+    path = without(f"{select.rstrip('.')}.*", tuple(PRIVATE_SEGMENTS)).removesuffix("*").rstrip(".")
+    names = {source: without(name, tuple(PRIVATE_SEGMENTS)) for source, name in draft.names.items()}
+    full_path = _locate(list(names.values()), path)
+    if full_path is None:
+        groups = quoted(first_segments(draft.names.values()), 8)
+        raise PlanRefused("not-found", f'no key lies below "{select}": --select takes one of {groups}, or a path below')
+    draft.drop([source for source, name in names.items() if not under(name, full_path)], f"outside --select {select}")
+    if strip:
+        draft.strip(full_path)
+        draft.rule = replace(draft.rule, leading=tuple(full_path.split(".")))
+        if shared_root(draft.names.values()) == "module":
+            draft.note("still-module", f'"module." is still on every key: --select {full_path}.module takes it off')
+
+
+def _locate(names: list[str], path: str) -> str | None:
+    """Find a path in the names, also below first segments that all of them share (which a listing does not show)."""
+    above = ""
+    while names:
+        if path and any(under(name, path) for name in names):
+            return above + path
+        root = shared_root(names)
+        if root is None:
+            return None
+        above += f"{root}."
+        names = [name[len(root) + 1 :] for name in names]
+    return None
+
+
+def strip_prefix(draft: Draft, prefix: str, keep: Iterable[str]) -> None:
+    """Take off a prefix that every key must have, and private segments with it.
+
+    :raises PlanRefused: some keys do not have it.
+    """
+    path = prefix.rstrip(".")
+    clean_path = without(f"{path}.*", removable_segments(keep)).removesuffix("*").rstrip(".")
+    as_written = not draft.outside(path)
+    total = len(draft.names)
+    remove_private_segments(draft, keep)
+    if not as_written or not clean_path:
+        take_side_keys(draft, keep)
+        outside = draft.outside(path)
+        if outside:
+            raise PlanRefused(
+                "partial-prefix",
+                f'only {total - len(outside)} of {total} keys start with "{path}.", '
+                f"{quoted(outside)} does not: --select {path} would drop the others",
+            )
+        clean_path = path
+    draft.certainty = "explicit"
+    if clean_path:
+        draft.found("--prefix", clean_path, len(draft.names), "explicit")
+        draft.strip(clean_path)
+        draft.rule = replace(draft.rule, leading=tuple(clean_path.split(".")))
+
+
+def filter_names(draft: Draft, options: KeyOptions) -> None:
+    """Keep what ``--include`` asks for and drop what ``--exclude`` names, by clean name.
+
+    :raises PlanRefused: nothing is included.
+    """
+    if options.include:
+        wanted = _any_glob(options.include)
+        draft.drop([key for key, name in draft.names.items() if not wanted.match(name)], "not in --include")
+        if not draft.names:
+            raise PlanRefused("not-found", f"no clean name matches --include {quoted(options.include)}: see --tensors")
+    if options.exclude:
+        unwanted = _any_glob(options.exclude)
+        gone = [key for key, name in draft.names.items() if unwanted.match(name)]
+        draft.drop(gone, f"--exclude {' '.join(options.exclude)}")
+        if not gone:
+            draft.note("exclude-unmatched", f"no clean name matches --exclude {quoted(options.exclude)}")
+
+
+def _any_glob(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(translate(pattern) for pattern in patterns))
+
+
+def apply_explicit_names(draft: Draft, options: KeyOptions) -> None:
+    """Rename as the user says: substitutions, then the map (by source key or clean name), then a prefix.
+
+    :raises PlanRefused: a substitution or the map cannot be carried out.
+    """
+    if options.rename:
+        draft.names = rename_all(draft, options.rename)
+    if options.mapping:
+        refuse_unknown_names(draft, list(options.mapping))
+        targets = {key: options.mapping.get(key, options.mapping.get(name, name)) for key, name in draft.names.items()}
+        draft.drop([key for key, target in targets.items() if target is None], "--map says so")
+        draft.names = {key: target for key, target in targets.items() if target is not None}
+    added = f"{options.add_prefix.rstrip('.')}." if options.add_prefix else ""
+    if added:
+        draft.names = {key: added + name for key, name in draft.names.items()}
+    draft.rule = replace(draft.rule, rename=options.rename, mapping=options.mapping or {}, added=added)
+    if options.rename or options.mapping or added:
+        refuse_bad_targets(draft)
+
+
+def rename_all(draft: Draft, rename: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Apply the substitutions to all names.
+
+    :raises PlanRefused: a pattern or replacement is no regular expression.
+    """
+    try:
+        return {key: renamed(name, rename) for key, name in draft.names.items()}
+    except (re.error, IndexError, OverflowError, RecursionError) as error:
+        written = quoted([f"s/{pattern}/{replacement}/" for pattern, replacement in rename])
+        raise PlanRefused("bad-map", f"--rename {written} is no regular expression ({error}): correct it") from error
+
+
+def refuse_unknown_names(draft: Draft, names: list[str]) -> None:
+    """Refuse a map that names keys which are not there.
+
+    :raises PlanRefused: there is one.
+    """
+    known = {*draft.entries, *draft.names.values()}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise PlanRefused("bad-map", f"--map names {quoted(unknown)}, which the state dict does not hold: correct it")
+
+
+def refuse_bad_targets(draft: Draft) -> None:
+    """Refuse explicit names that are empty or have an empty segment.
+
+    :raises PlanRefused: there is one.
+    """
+    bad = [f"{key} -> {name}" for key, name in draft.names.items() if not all(name.split("."))]
+    if bad:
+        raise PlanRefused("bad-map", f"{quoted(bad)} would have an empty segment: correct --rename or --map")
+
+
+def refuse_collisions(draft: Draft) -> None:
+    """Refuse where two keys would get one name.
+
+    :raises PlanRefused: there are such keys.
+    """
+    if len(set(draft.names.values())) == len(draft.names):
+        return
+    by_target: dict[str, list[str]] = {}
+    for source, name in draft.names.items():
+        by_target.setdefault(name, []).append(source)
+    met = [f"{' and '.join(sources[:4])} -> {name}" for name, sources in by_target.items() if len(sources) > 1]
+    raise PlanRefused(
+        "collision",
+        f"{quoted(met)} would be one name: protect a segment with --keep, choose with --select, or use --map",
+    )
+
+
+def finish(draft: Draft) -> KeyPlan:
+    """Make the plan: one move for every entry, in file order."""
+    names, dropped = draft.names, draft.dropped
+    moves = [
+        KeyMove(key, names[key]) if key in names else KeyMove(key, None, dropped[key]) for key in draft.entries
+    ]  # fmt: skip
+    return KeyPlan(
+        moves=tuple(moves),
+        certainty=_certainty(draft),
+        wrappers=tuple(draft.wrappers),
+        notes=tuple(draft.notes),
+        is_ema=draft.is_ema or draft.state_dict.role == "ema",
+        rule=draft.rule,
+    )
+
+
+def _certainty(draft: Draft) -> Certainty:
+    return draft.certainty

@@ -1,0 +1,178 @@
+"""Which one rule leads from the names in a file to the names of a reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptool.errors import PlanRefused
+from ckptool.layouts.draft import Draft
+from ckptool.layouts.rename import clean_name
+from ckptool.layouts.segments import PRIVATE_SEGMENTS, first_segments, private_segments, quoted, shared_root
+from ckptool.layouts.segments import without as without_segments
+from ckptool.layouts.segments import without_inner
+from ckptool.model.plans import KeyRule
+from ckptool.model.values import OpaqueTensor, TensorSpec
+
+Shape = tuple[int, ...] | None
+Reference = Mapping[str, Shape]
+
+DEEPEST_PREFIX = 3  # segments: deeper ones are parts of the network, not wrappers around it
+RULES_TRIED = 8  # per way of cleaning: those with the most matching names
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Say how well one rule does: names matched with equal shape, keys left over, segments taken out or put in."""
+
+    rule: KeyRule
+    targets: dict[str, str]
+    extras: int
+    cost: int
+
+    @property
+    def score(self) -> tuple[int, int, int]:
+        """Order trials: the higher the better."""
+        return len(self.targets), -self.extras, -self.cost
+
+
+def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = ()) -> None:
+    """Bring the names to those of the reference by one global rule; what it does not know is dropped, listed.
+
+    :raises PlanRefused: two rules do equally well, or none reaches every name.
+    """
+    best = best_trial(draft, reference, frozenset(keep))
+    if len(best.targets) < len(reference):
+        raise PlanRefused("ref-missing", _missing_message(best, reference))
+    extras = [source for source in draft.names if source not in best.targets]
+    draft.drop(extras, "not among the names of the reference")
+    record_wrappers(draft, best.rule)
+    draft.names = {source: best.targets[source] for source in draft.names}
+    draft.rule, draft.certainty = best.rule, "reference"
+    draft.note("by-reference", f"{describe(best.rule)} matches all {len(reference)} names of the reference")
+
+
+def record_wrappers(draft: Draft, rule: KeyRule) -> None:
+    """Name the wrappers that the rule takes off."""
+    for segment in (*rule.removed, *rule.inner):
+        count = sum(f".{segment}." in f".{name}" for name in draft.names.values())
+        if count:
+            draft.found(PRIVATE_SEGMENTS.get(segment, "DataParallel/DDP"), segment, count, "reference")
+    for segment in rule.leading:
+        draft.found("prefix", segment, len(draft.names), "reference")
+
+
+def best_trial(draft: Draft, reference: Reference, keep: frozenset[str]) -> Trial:
+    """Find the rule that does best.
+
+    :raises PlanRefused: two rules with different outcomes do equally well.
+    """
+    shapes = {source: shape_of(draft.entries[source]) for source in draft.names}
+    trials = [try_rule(rule, shapes, reference) for rule in rules(list(draft.names), reference, keep)]
+    sound = [trial for trial in trials if len(set(trial.targets.values())) == len(trial.targets)]
+    if not sound:
+        return Trial(KeyRule(), {}, len(shapes), 0)
+    best = max(sound, key=lambda trial: trial.score)
+    rivals = [trial for trial in sound if trial.score == best.score and trial.targets != best.targets]
+    if rivals and best.targets and len(best.targets) == len(reference):
+        raise PlanRefused("ref-tie", _tie_message([best, *rivals]))
+    return best
+
+
+def shape_of(value: Any) -> Shape:
+    """Give the shape of a tensor, None of anything else."""
+    return value.shape if isinstance(value, TensorSpec | OpaqueTensor) else None
+
+
+def rules(keys: list[str], reference: Reference, keep: frozenset[str]) -> Iterator[KeyRule]:
+    """List the global rules that could lead to the reference: few, each simple enough to be said in a sentence."""
+    private = private_segments(keys, keep)
+    front = shared_front(reference)
+    for removed in {(), private}:
+        for inner in ((), ("module",)):
+            if inner and not _has_inner(keys, inner[0], keep):
+                continue
+            for prepended in ("", front) if front else ("",):
+                yield from _rules_by_prefix(KeyRule(removed, (), inner, prepended), keys, reference)
+
+
+def _has_inner(keys: list[str], segment: str, keep: frozenset[str]) -> bool:
+    return segment not in keep and any(f".{segment}." in key for key in keys)
+
+
+def shared_front(reference: Reference) -> str:
+    """Give the path that all reference names lie below, at most ``DEEPEST_PREFIX`` deep, with its dot."""
+    names, front = list(reference), ""
+    for _ in range(DEEPEST_PREFIX):
+        root = shared_root(names)
+        if root is None:
+            break
+        front += f"{root}."
+        names = [name[len(root) + 1 :] for name in names]
+    return front
+
+
+def _rules_by_prefix(rule: KeyRule, keys: list[str], reference: Reference) -> Iterator[KeyRule]:
+    """Count which prefixes, taken off, leave a name of the reference, and yield the most frequent ones."""
+    votes: Counter[tuple[str, ...]] = Counter()
+    for key in keys:
+        votes.update(_prefixes_that_match(rule, key, reference))
+    for leading, _ in votes.most_common(RULES_TRIED):
+        yield KeyRule(rule.removed, leading, rule.inner, rule.prepended)
+
+
+def _prefixes_that_match(rule: KeyRule, key: str, reference: Reference) -> Iterator[tuple[str, ...]]:
+    tail = without_segments(key, rule.removed)
+    leading: tuple[str, ...] = ()
+    for _ in range(DEEPEST_PREFIX + 1):
+        name = without_inner(tail, rule.inner) if rule.inner else tail
+        if rule.prepended + name in reference:
+            yield leading
+        head, dot, tail = tail.partition(".")
+        if not dot:
+            return
+        leading = (*leading, head)
+
+
+def try_rule(rule: KeyRule, shapes: Mapping[str, Shape], reference: Reference) -> Trial:
+    """Apply one rule to every key and count what it reaches."""
+    targets: dict[str, str] = {}
+    for source, shape in shapes.items():
+        name = clean_name(rule, source)
+        if name is not None and name in reference and fits(shape, reference[name]):
+            targets[source] = name
+    cost = len(rule.removed) + len(rule.leading) + len(rule.inner) + rule.prepended.count(".")
+    return Trial(rule, targets, len(shapes) - len(targets), cost)
+
+
+def fits(shape: Shape, wanted: Shape) -> bool:
+    """Tell whether two shapes agree, as far as both are known."""
+    return shape is None or wanted is None or tuple(shape) == tuple(wanted)
+
+
+def describe(rule: KeyRule) -> str:
+    """Say a rule in words."""
+    parts = [
+        f"removing {quoted(rule.removed)}" if rule.removed else "",
+        f'stripping "{".".join(rule.leading)}."' if rule.leading else "",
+        f"removing inner {quoted(rule.inner)}" if rule.inner else "",
+        f'adding "{rule.prepended}"' if rule.prepended else "",
+    ]
+    return " and ".join(part for part in parts if part) or "leaving the names as they are"
+
+
+def _missing_message(best: Trial, reference: Reference) -> str:
+    reached = set(best.targets.values())
+    missing = [name for name in reference if name not in reached]
+    return (
+        f"{quoted(missing)} of the reference is not in this state dict: the closest rule ({describe(best.rule)}) "
+        f"matches {len(reached)} of {len(reference)} names and shapes; give the reference of the same model"
+    )
+
+
+def _tie_message(trials: list[Trial]) -> str:
+    fronts = first_segments(".".join(trial.rule.leading) or "." for trial in trials)
+    ways = " or ".join(dict.fromkeys(describe(trial.rule) for trial in trials))
+    return f"{ways} matches the reference equally well: choose with --select {' or '.join(fronts)}"
