@@ -1,0 +1,93 @@
+"""What strip-prefixes and convert are asked for, and what they did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ckptool.model.dtypes import DType
+from ckptool.model.plans import KeyMove, KeyOptions, Note, Wrapper
+from ckptool.model.results import CastLoss
+
+OutputKind = Literal["torch", "safetensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """Say what to write, and how; the defaults write the main weights under clean names.
+
+    ``dtype`` casts floating tensors. ``keep_rest`` keeps the container around the state dict (torch files only);
+    ``foreign`` says whether objects of foreign classes in it are dropped or become plain dicts of their fields.
+    ``weights_only`` lets an in-place rewrite lose them. ``metadata`` carries facts over as text into safetensors.
+    """
+
+    weights: str = "main"
+    keys: KeyOptions = KeyOptions()
+    dtype: DType | None = None
+    ties: Literal["keep", "copy"] = "keep"
+    keep_rest: bool = False
+    foreign: Literal["drop", "fields"] = "drop"
+    weights_only: bool = False
+    metadata: bool = True
+    fail_on_overflow: bool = False
+    digest: bool = False
+    force: bool = False
+    in_place: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Name one thing that is not in the output, and why; ``nbytes`` is what it took, 0 for what is no tensor."""
+
+    name: str
+    reason: str
+    nbytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """Say that ``name`` is the same tensor as ``kept``; ``written`` tells whether the name itself is in the output."""
+
+    name: str
+    kept: str
+    written: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """Tell what one conversion did, or with ``dry_run`` would do.
+
+    ``state_dict`` and ``role`` say which state dict was taken. ``moves`` are all its keys; ``dropped`` lists what did not
+    make it into the output, keys and other content. ``source_bytes`` and ``target_bytes`` are file sizes (of the
+    tensors alone in a dry run). ``digest`` is that of the written tensors, where asked for.
+    """
+
+    source: Path
+    target: Path | None
+    kind: OutputKind
+    dry_run: bool
+    state_dict: str
+    role: str
+    certainty: str
+    wrappers: tuple[Wrapper, ...]
+    moves: tuple[KeyMove, ...]
+    tensors: int
+    dropped: tuple[Dropped, ...]
+    ties: tuple[Tie, ...]
+    casts: tuple[CastLoss, ...]
+    notes: tuple[Note, ...]
+    source_bytes: int
+    target_bytes: int
+    digest: str | None = None
+
+    @property
+    def renamed(self) -> tuple[KeyMove, ...]:
+        """List the keys that are in the output under another name."""
+        return tuple(move for move in self.moves if move.target not in (None, move.source))
+
+    @property
+    def already_clean(self) -> bool:
+        """Tell whether every key kept its name."""
+        return all(move.source == move.target for move in self.moves)

@@ -1,0 +1,164 @@
+"""Write the chosen tensors of one checkpoint to a new file: plan, stage, read back, publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptool.errors import CkptoolError, OutputRefused, PlanRefused
+from ckptool.formats import open_checkpoint
+from ckptool.layouts import plan_keys, select
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
+from ckptool.model.plans import KeyPlan, Note, Selection, StateDict
+from ckptool.model.results import CastLoss
+from ckptool.model.sources import NoProgress, Progress
+from ckptool.operations.copying import PlannedCopy, plan_copy
+from ckptool.operations.facts import facts_as_text
+from ckptool.operations.readback import check_staged
+from ckptool.writers import WRITERS, staging
+
+SUFFIXES: dict[str, OutputKind] = {
+    ".safetensors": "safetensors",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".bin": "torch",
+    ".ckpt": "torch",
+}
+_MAX_GROWTH = 4
+_ALWAYS_ALLOWED_BYTES = 64 << 20
+
+
+def kind_of_suffix(target: Path) -> OutputKind:
+    """Tell from a file name what is to be written.
+
+    :raises OutputRefused: the suffix stands for nothing that ckptool writes.
+    """
+    name = target.name.removesuffix(".tar") if target.name.endswith(".pth.tar") else target.name
+    kind = SUFFIXES.get(Path(name).suffix.lower())
+    if kind is None:
+        raise OutputRefused(f"{target}: the suffix names no format; use .safetensors or .pt, or say --to")
+    return kind
+
+
+def kind_of_format(checkpoint_format: str) -> OutputKind:
+    """Give the container kind that keeps a checkpoint what it is (a stream of before torch 1.6 becomes a zip)."""
+    return "safetensors" if checkpoint_format == "safetensors" else "torch"
+
+
+def convert(
+    source: Path,
+    target: Path | None,
+    options: ConvertOptions,
+    kind: OutputKind | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write one checkpoint anew under clean keys; ``kind`` is that of the source where none is given.
+
+    ``target`` may be None in a dry run. Nothing is published before it has been read back.
+
+    :raises CkptoolError: what is meant is open, cannot be written faithfully, or the disk refuses.
+    """
+    with open_checkpoint(source) as checkpoint:
+        selection = select(checkpoint, options.weights)
+        state_dict = chosen_state_dict(checkpoint, selection)
+        key_plan = _plan_keys(checkpoint, state_dict, selection, options)
+        kind = kind or kind_of_format(checkpoint.format)
+        if options.keep_rest and kind == "safetensors" and not options.in_place:
+            raise OutputRefused(f"{target}: a safetensors file cannot keep the rest of a container; write a .pt file")
+        facts = facts_as_text(checkpoint, selection) if kind == "safetensors" and options.metadata else {}
+        copy = plan_copy(checkpoint, state_dict, key_plan, options, kind, facts)
+        _guard(checkpoint, copy, options)
+        target_bytes, digest = sum(spec.nbytes for spec in copy.specs.values()), None
+        if not options.dry_run:
+            assert target is not None
+            target_bytes, digest = _write(copy, target, kind, options, progress or NoProgress())
+        losses = tuple(tally.loss() for tally in copy.tallies)
+        notes = (*selection.notes, *key_plan.notes, *copy.notes)
+        return Conversion(
+            source=source,
+            target=target,
+            kind=kind,
+            dry_run=options.dry_run,
+            state_dict=state_dict.name,
+            role=state_dict.role,
+            certainty=key_plan.certainty,
+            wrappers=key_plan.wrappers,
+            moves=key_plan.moves,
+            tensors=len(copy.specs),
+            dropped=copy.dropped,
+            ties=copy.ties,
+            casts=losses,
+            notes=notes,
+            source_bytes=checkpoint.file_bytes,
+            target_bytes=target_bytes,
+            digest=digest,
+        )
+
+
+def chosen_state_dict(checkpoint: Checkpoint, selection: Selection) -> StateDict:
+    """Give the state dict that is meant.
+
+    :raises PlanRefused: there is none, or several are equal.
+    """
+    if selection.chosen is not None:
+        return selection.chosen
+    refusal = selection.refusal or Note("no-weights", "no state dict in this file")
+    raise PlanRefused(refusal.code, f"{checkpoint.path}: {refusal.text}")
+
+
+def _plan_keys(
+    checkpoint: Checkpoint, state_dict: StateDict, selection: Selection, options: ConvertOptions
+) -> KeyPlan:
+    try:
+        return plan_keys(state_dict, selection.producer, options.keys)
+    except PlanRefused as refusal:
+        raise PlanRefused(refusal.code, f"{checkpoint.path}: {refusal}") from refusal
+
+
+def _guard(checkpoint: Checkpoint, copy: PlannedCopy, options: ConvertOptions) -> None:
+    """Refuse what would surprise: nothing to write, an output many times the input, a rewrite in place that loses."""
+    if not copy.specs:
+        raise PlanRefused("no-weights", f"{checkpoint.path}: no tensor is left to write; see what --include asks for")
+    planned = sum(spec.nbytes for spec in copy.specs.values())
+    if planned > max(_MAX_GROWTH * checkpoint.file_bytes, _ALWAYS_ALLOWED_BYTES) and not options.force:
+        raise OutputRefused(
+            f"{checkpoint.path}: {checkpoint.file_bytes} bytes would become {planned} (expanded or overlapping views); "
+            "add --force if that is meant"
+        )
+    if options.in_place and copy.foreign and not options.weights_only:
+        lost = ", ".join(drop.name for drop in copy.foreign[:3])
+        raise OutputRefused(
+            f"{checkpoint.path}: in place, {len(copy.foreign)} foreign object(s) would be lost ({lost}); keep their "
+            "fields with --foreign fields, say --weights-only if that is meant, or write to another file"
+        )
+
+
+def _write(
+    copy: PlannedCopy, target: Path, kind: OutputKind, options: ConvertOptions, progress: Progress
+) -> tuple[int, str | None]:
+    """Stage, read back and publish; give the size of the file and, where asked for, the digest of its tensors."""
+    writer = WRITERS[kind]
+    with staging(target, force=options.force or options.in_place, nbytes=writer.nbytes(copy.plan)) as staged:
+        progress.start("writing", copy.payload_bytes)
+        checksums = writer.write(copy.plan, staged.file, progress)
+        staged.sync()
+        if options.fail_on_overflow:
+            _refuse_overflow(target, [tally.loss() for tally in copy.tallies])
+        progress.start("reading back", copy.payload_bytes)
+        with open_checkpoint(staged.path) as written:
+            found = check_staged(written, copy.plan, checksums, progress)
+            digest = _digest(copy, found) if options.digest else None
+            nbytes = written.file_bytes
+        staged.publish()
+    return nbytes, digest
+
+
+def _refuse_overflow(target: Path, losses: list[CastLoss]) -> None:
+    overflowed = [loss for loss in losses if loss.overflowed or loss.saturated]
+    if overflowed:
+        first = overflowed[0]
+        raise OutputRefused(
+            f'{target}: {len(overflowed)} tensor(s) overflow in {first.target}, "{first.key}" with '
+            f"{first.overflowed + first.saturated} of {first.elements} values; nothing was written: choose a wider --dtype"
+        )

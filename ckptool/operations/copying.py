@@ -1,0 +1,272 @@
+"""Turn a key plan into a copy plan: which bytes each target tensor is made of, which names share them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ckptool.errors import UnsupportedTensor
+from ckptool.layouts import rename_key, rename_module_path
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.conversion import ConvertOptions, Dropped, OutputKind, Tie
+from ckptool.model.dtypes import DType
+from ckptool.model.plans import CopyPlan, KeyPlan, Note, PlannedTensor, StateDict
+from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, walk
+from ckptool.operations.rest import Rebuilder
+from ckptool.operations.transforms import payload_of
+
+if TYPE_CHECKING:  # NumPy is loaded where a cast is asked for, and nowhere else
+    from ckptool.operations.casts import CastTally
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedCopy:
+    """Hold a copy plan with all that will not be in the output, and what its casts will have counted once it is written.
+
+    ``specs`` are the source tensors by clean name. ``foreign`` are the dropped objects of foreign classes among
+    ``dropped``; ``flattened`` are those of which the fields are kept.
+    """
+
+    plan: CopyPlan
+    specs: Mapping[str, TensorSpec]
+    dropped: tuple[Dropped, ...]
+    foreign: tuple[Dropped, ...]
+    flattened: tuple[str, ...]
+    ties: tuple[Tie, ...]
+    tallies: tuple[CastTally, ...]
+    notes: tuple[Note, ...]
+
+
+@dataclass(slots=True)
+class _Placer:
+    """Plan one tensor after the other; with ``share``, the same view under two names becomes one planned tensor."""
+
+    share: bool
+    tallies: list[CastTally] = field(default_factory=list)
+    _placed: dict[tuple[Any, ...], PlannedTensor] = field(default_factory=dict)
+
+    def place(self, spec: TensorSpec, key: str, cast: DType | None = None) -> PlannedTensor:
+        target = cast if cast is not None and spec.dtype.is_floating and spec.dtype != cast else None
+        if not self.share or spec.numel == 0:
+            return self._plan(spec, key, target)
+        identity = (*spec.view_key, target)
+        if identity not in self._placed:
+            self._placed[identity] = self._plan(spec, key, target)
+        return self._placed[identity]
+
+    def _plan(self, spec: TensorSpec, key: str, target: DType | None) -> PlannedTensor:
+        tally = self._tally(key, spec, target) if target is not None else None
+        return PlannedTensor(target or spec.dtype, spec.shape, payload_of(spec, key=key, cast=target, tally=tally))
+
+    def _tally(self, key: str, spec: TensorSpec, target: DType) -> CastTally:
+        from ckptool.operations.casts import CastTally
+
+        tally = CastTally(key, spec.dtype, target)
+        self.tallies.append(tally)
+        return tally
+
+
+def plan_copy(
+    checkpoint: Checkpoint,
+    state_dict: StateDict,
+    key_plan: KeyPlan,
+    options: ConvertOptions,
+    kind: OutputKind,
+    facts: Mapping[str, str],
+) -> PlannedCopy:
+    """Plan the bytes of every tensor of the output, in the order of the input.
+
+    ``facts`` is text about the training that a safetensors header can carry.
+
+    :raises UnsupportedTensor: a selected tensor is not one dense array, or its view cannot be written out.
+    :raises UnreadableCheckpoint: with ``keep_rest``, the rest cannot be rebuilt as plain data.
+    """
+    placer = _Placer(share=options.ties == "keep")
+    specs = _selected_tensors(checkpoint, state_dict, key_plan)
+    tensors = {name: placer.place(spec, name, options.dtype) for name, spec in specs.items()}
+    rebuilder = Rebuilder(placer.place, lambda name: rename_key(key_plan, name), {}, options.foreign)
+    if kind == "safetensors":
+        plan = _plan_safetensors(checkpoint, options, tensors, facts)
+        lost = [*_not_tensors(state_dict, key_plan, tensors), *_beside(checkpoint, state_dict, set(facts))]
+    else:
+        root = _clean_node(state_dict, key_plan, tensors, rebuilder)
+        root, lost = _with_rest(checkpoint, state_dict, root, rebuilder, options)
+        plan = CopyPlan(tensors, root)
+    keys = [Dropped(move.source, move.reason, _nbytes(state_dict.entries[move.source])) for move in key_plan.dropped]
+    return PlannedCopy(
+        plan=plan,
+        specs=specs,
+        dropped=(*keys, *lost, *rebuilder.dropped),
+        foreign=tuple(rebuilder.dropped),
+        flattened=tuple(rebuilder.flattened),
+        ties=_ties(tensors, plan.aliases),
+        tallies=tuple(placer.tallies),
+        notes=tuple(_notes(specs, plan)),
+    )
+
+
+def _selected_tensors(checkpoint: Checkpoint, state_dict: StateDict, key_plan: KeyPlan) -> dict[str, TensorSpec]:
+    specs: dict[str, TensorSpec] = {}
+    for source, target in key_plan.kept.items():
+        value = state_dict.entries[source]
+        if isinstance(value, OpaqueTensor):
+            raise UnsupportedTensor(
+                f'{checkpoint.path}: tensor "{target}" is {value.kind} ({value.detail}), which ckptool does not write; '
+                f"leave it out with --exclude '{target}'"
+            )
+        if isinstance(value, TensorSpec):
+            specs[target] = value
+    return specs
+
+
+# --- safetensors ---
+
+
+def _plan_safetensors(
+    checkpoint: Checkpoint, options: ConvertOptions, tensors: dict[str, PlannedTensor], facts: Mapping[str, str]
+) -> CopyPlan:
+    aliases = _aliases(tensors, options.keys.reference or {})
+    written = {name: tensor for name, tensor in tensors.items() if name not in aliases}
+    metadata = {"format": "pt", **(_carried(checkpoint) if options.metadata else {}), **facts, **aliases}
+    return CopyPlan(written, None, metadata, aliases)
+
+
+def _aliases(tensors: Mapping[str, PlannedTensor], preferred: Iterable[str]) -> dict[str, str]:
+    """Choose one name for each payload: one that the reference has, else the first in the file.
+
+    The first is the one that was defined first: an embedding before the head that is tied to it, as Hugging Face's
+    loaders expect.
+    """
+    keepers: dict[int, str] = {}
+    for name in sorted(tensors, key=set(preferred).__contains__, reverse=True):
+        keepers.setdefault(id(tensors[name]), name)
+    return {name: keepers[id(tensor)] for name, tensor in tensors.items() if keepers[id(tensor)] != name}
+
+
+def _carried(checkpoint: Checkpoint) -> dict[str, str]:
+    """Give the text metadata of a safetensors file without its alias entries: those are planned anew."""
+    if checkpoint.format != "safetensors":
+        return {}
+    names = checkpoint.root.text_items()
+    return {key: text for key, text in checkpoint.metadata.items() if key in names or text not in names}
+
+
+def _not_tensors(state_dict: StateDict, key_plan: KeyPlan, tensors: Mapping[str, Any]) -> list[Dropped]:
+    return [
+        Dropped(source, "not a tensor: a safetensors file holds tensors only")
+        for source, target in key_plan.kept.items()
+        if target not in tensors and not _says_nothing(state_dict.entries[source])
+    ]
+
+
+def _says_nothing(value: Any) -> bool:
+    """Tell whether a value is empty, as ``get_extra_state`` of many modules returns it."""
+    return value is None or value == b"" or (isinstance(value, DictNode | list | tuple) and len(value) == 0)
+
+
+# --- torch ---
+
+
+def _clean_node(
+    state_dict: StateDict, key_plan: KeyPlan, tensors: Mapping[str, PlannedTensor], rebuilder: Rebuilder
+) -> DictNode:
+    """Build the state dict under its clean keys, with what is no tensor in it and with torch's ``_metadata``."""
+    node = DictNode(type_name="OrderedDict")
+    for source, target in key_plan.kept.items():
+        losses = len(rebuilder.dropped)
+        value = tensors[target] if target in tensors else rebuilder.rebuild(state_dict.entries[source], target)
+        if len(rebuilder.dropped) == losses or value is not None:
+            node.pairs.append((target, value))
+    if isinstance(state_dict.key_metadata, DictNode):
+        metadata = rebuilder.rebuild(state_dict.key_metadata, "_metadata")
+        pairs = [(rename_module_path(key_plan, path), entry) for path, entry in metadata.pairs if type(path) is str]
+        unique = {path: entry for path, entry in pairs if path is not None}
+        node.attributes = DictNode([("_metadata", DictNode(list(unique.items()), "OrderedDict"))])
+    return node
+
+
+def _with_rest(
+    checkpoint: Checkpoint, state_dict: StateDict, clean: DictNode, rebuilder: Rebuilder, options: ConvertOptions
+) -> tuple[Any, list[Dropped]]:
+    if not options.keep_rest:
+        return clean, _beside(checkpoint, state_dict, set())
+    rebuilder.replaced[id(_node_at(checkpoint.root, state_dict.path))] = clean
+    return rebuilder.rebuild(checkpoint.root), []
+
+
+def _node_at(root: Any, path: tuple[str, ...]) -> Any:
+    for step in path:
+        root = root.get(step) if isinstance(root, DictNode) else None
+    return root
+
+
+# --- what both tell ---
+
+
+def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: set[str]) -> list[Dropped]:
+    """List what stands beside the chosen state dict in its container and is not written."""
+    dropped = []
+    node = checkpoint.root
+    for depth, step in enumerate(state_dict.path):
+        if not isinstance(node, DictNode):
+            break
+        for key, value in node.pairs:
+            name = ".".join((*state_dict.path[:depth], str(key)))
+            if key != step and name not in carried:
+                dropped.append(Dropped(name, "beside the weights", _nbytes(value)))
+        node = node.get(step)
+    return dropped
+
+
+def _nbytes(value: Any) -> int:
+    """Sum the dense bytes of all tensors in a value, each once."""
+    return sum(node.nbytes for _, node in walk(value) if isinstance(node, TensorSpec))
+
+
+def _ties(tensors: Mapping[str, PlannedTensor], aliases: Mapping[str, str]) -> tuple[Tie, ...]:
+    keepers = {id(tensors[kept]): kept for kept in aliases.values()}
+    ties = []
+    for name, tensor in tensors.items():
+        kept = keepers.setdefault(id(tensor), name)
+        if kept != name:
+            ties.append(Tie(name, kept, written=name not in aliases))
+    return tuple(ties)
+
+
+def _notes(specs: Mapping[str, TensorSpec], plan: CopyPlan) -> Iterable[Note]:
+    if plan.aliases:
+        yield Note(
+            "ties-aliased",
+            f"{len(plan.aliases)} tied name(s) stand in the metadata instead of being written twice; "
+            "for a loader that insists on every key, add --ties copy",
+        )
+    by_storage: dict[Storage, dict[tuple[Any, ...], tuple[str, TensorSpec]]] = {}
+    for name, spec in specs.items():
+        if spec.numel:
+            by_storage.setdefault(spec.storage, {}).setdefault(spec.view_key, (name, spec))
+    for storage, views in by_storage.items():
+        yield from _storage_notes(storage, sorted(views.values(), key=lambda view: _span(view[1])))
+
+
+def _storage_notes(storage: Storage, views: list[tuple[str, TensorSpec]]) -> Iterable[Note]:
+    covered_to = covered = 0
+    previous = ""
+    for name, spec in views:
+        start, end = _span(spec)
+        if start < covered_to:
+            text = f'"{previous}" and "{name}" overlap in one storage: each gets bytes of its own'
+            yield Note("overlap-cloned", text)
+        covered += max(0, end - max(start, covered_to))
+        if end > covered_to:
+            covered_to, previous = end, name
+    if covered < storage.nbytes:
+        text = f"storage {storage.key} holds {storage.nbytes - covered} bytes that no selected tensor shows: not written"
+        yield Note("slack-left", text)
+
+
+def _span(spec: TensorSpec) -> tuple[int, int]:
+    """Give the first byte of a view and the one after its last, within its storage."""
+    reach = sum((size - 1) * stride for size, stride in zip(spec.shape, spec.stride, strict=True))
+    size = spec.dtype.itemsize
+    return spec.offset * size, (spec.offset + reach + 1) * size

@@ -1,0 +1,147 @@
+"""Keep a container around its cleaned state dict: everything plain stays, nothing foreign is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ckptool.errors import UnreadableCheckpoint, UnsupportedTensor
+from ckptool.model.conversion import Dropped
+from ckptool.model.dtypes import DType
+from ckptool.model.plans import PlannedTensor
+from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, SetNode, Stub, TensorSpec
+
+MAX_DEPTH = 256
+_PLAIN = (bool, int, float, complex, str, bytes, DType)
+_KEYS = (bool, int, float, str, bytes, type(None))
+_GONE = object()  # what stands for a value that is dropped, until its container leaves it out
+
+
+@dataclass(slots=True)
+class Rebuilder:
+    """Rebuild a value tree with planned tensors and without foreign objects; ``dropped`` lists what went,
+    ``flattened`` the places of foreign objects of which the fields were kept.
+
+    ``place`` plans one tensor; ``replaced`` maps the identity of a node to what takes its place (the clean state dict);
+    ``rename`` gives the clean spelling of a parameter name.
+    """
+
+    place: Callable[[TensorSpec, str], PlannedTensor]
+    rename: Callable[[str], str]
+    replaced: dict[int, Any]
+    foreign: Literal["drop", "fields"] = "drop"
+    dropped: list[Dropped] = field(default_factory=list)
+    flattened: list[str] = field(default_factory=list)
+    _done: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    _open: set[int] = field(default_factory=set)
+
+    def rebuild(self, value: Any, path: str = "") -> Any:
+        """Rebuild one tree.
+
+        :raises UnsupportedTensor: it holds a tensor that is not one dense array.
+        :raises UnreadableCheckpoint: it is nested too deeply, or holds itself.
+        """
+        built = self._build(value, path, 0)
+        return None if built is _GONE else built
+
+    def _build(self, value: Any, path: str, depth: int) -> Any:
+        if id(value) in self.replaced:
+            return self.replaced[id(value)]
+        if value is None or type(value) in _PLAIN:
+            return value
+        if isinstance(value, TensorSpec):
+            return self.place(value, path)
+        if isinstance(value, OpaqueTensor):
+            raise UnsupportedTensor(
+                f"{path}: {value.kind} tensor ({value.detail}) cannot be kept beside the weights; "
+                "write the weights alone, without --keep-rest"
+            )
+        if id(value) not in self._done:
+            self._enter(value, path, depth)
+            # The node is kept beside what it became: an identity is only its own while the object lives.
+            self._done[id(value)] = (value, self._container(value, path, depth + 1))
+            self._open.discard(id(value))
+        return self._done[id(value)][1]
+
+    def _enter(self, value: Any, path: str, depth: int) -> None:
+        if id(value) in self._open or depth > MAX_DEPTH:
+            problem = "holds itself" if id(value) in self._open else f"is nested deeper than {MAX_DEPTH}"
+            raise UnreadableCheckpoint(f"{path} {problem}: write the weights alone, without --keep-rest")
+        self._open.add(id(value))
+
+    def _container(self, value: Any, path: str, depth: int) -> Any:
+        if isinstance(value, DictNode):
+            return self._dict(value, path, depth)
+        if isinstance(value, SetNode):
+            return SetNode(self._items(value.items, path, depth), value.type_name)
+        if isinstance(value, list):
+            return self._items(value, path, depth)
+        if isinstance(value, tuple):
+            return tuple(self._items(value, path, depth))
+        return self._foreign(value, path, depth)
+
+    def _dict(self, node: DictNode, path: str, depth: int) -> DictNode:
+        pairs = self._optimizer_pairs(node) if "state" in node and "param_groups" in node else node.pairs
+        built = DictNode(type_name="OrderedDict" if node.type_name == "OrderedDict" else "dict")
+        for key, child in pairs:
+            below = f"{path}.{key}" if path else str(key)
+            value = _GONE
+            if type(key) in _KEYS:
+                value = self._build(child, below, depth)
+            else:
+                self.dropped.append(Dropped(below, "its key is an object of a foreign class"))
+            if value is not _GONE:
+                built.pairs.append((key, value))
+        return built
+
+    def _items(self, items: list[Any] | tuple[Any, ...], path: str, depth: int) -> list[Any]:
+        built = [self._build(child, f"{path}[{index}]", depth) for index, child in enumerate(items)]
+        # A dropped item leaves None behind, so that its neighbours keep their places.
+        return [None if child is _GONE else child for child in built]
+
+    def _foreign(self, value: Stub | GlobalRef, path: str, depth: int) -> Any:
+        ref = value if isinstance(value, GlobalRef) else value.ref
+        if self.foreign == "fields" and isinstance(value, Stub):
+            fields = value.fields or (DictNode(value.pairs) if value.pairs else None)
+            if fields is not None:
+                self.flattened.append(path)
+                return self._dict(fields, path, depth)
+            if value.items:
+                self.flattened.append(path)
+                return self._items(value.items, path, depth)
+        self.dropped.append(Dropped(path, f"object of a foreign class, {ref.full_name}"))
+        return _GONE
+
+    def _optimizer_pairs(self, node: DictNode) -> list[tuple[Any, Any]]:
+        """Rename the parameters in an optimizer state that is keyed by name, and in its param_groups."""
+        return [
+            (key, self._renamed_state(child) if key == "state" else self._renamed_groups(child))
+            if key in ("state", "param_groups")
+            else (key, child)
+            for key, child in node.pairs
+        ]
+
+    def _renamed_state(self, state: Any) -> Any:
+        if not isinstance(state, DictNode):
+            return state
+        return DictNode([(self._renamed(key), child) for key, child in state.pairs], state.type_name)
+
+    def _renamed_groups(self, groups: Any) -> Any:
+        if not isinstance(groups, list) or not all(isinstance(group, DictNode) for group in groups):
+            return groups
+        return [
+            DictNode(
+                [
+                    (key, [self._renamed(name) for name in child])
+                    if key in ("params", "param_names") and isinstance(child, list)
+                    else (key, child)
+                    for key, child in group.pairs
+                ],
+                group.type_name,
+            )
+            for group in groups
+        ]
+
+    def _renamed(self, name: Any) -> Any:
+        return self.rename(name) if type(name) is str else name
