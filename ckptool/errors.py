@@ -5,13 +5,20 @@ A message names the culprit first and the remedy last.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CkptoolError(Exception):
     """Say in one sentence what could not be answered and what would settle it (exit status 2)."""
 
 
 class UnreadableCheckpoint(CkptoolError):
-    """Refuse a file that is damaged, hostile, of another kind, or open to two readings."""
+    """Refuse a file that is damaged, hostile, of another kind, or open to two readings.
+
+    ``globals`` are the ``GlobalUse`` values found before the reader gave up: a broken rest hides nothing.
+    """
+
+    globals: tuple[Any, ...] = ()
 
 
 class ChecksumMismatch(UnreadableCheckpoint):

@@ -1,0 +1,153 @@
+"""One regular file, open for reading: never blocked on, never mapped, watched for change."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from ckptool.errors import UnreadableCheckpoint
+from ckptool.model.sources import CHUNK_BYTES
+
+# Without O_NONBLOCK the open of a FIFO waits for a writer that may never come.
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+_OPEN_ERRORS = {
+    errno.ENOENT: "there is no such file; check the path",
+    errno.ENOTDIR: "a part of the path is no folder; check the path",
+    errno.EACCES: "permission denied; ask for the right to read it",
+    errno.EPERM: "permission denied; ask for the right to read it",
+    errno.ELOOP: "the symbolic links lead in a circle; name the file itself",
+    errno.ENAMETOOLONG: "the name is too long for this system; check the path",
+    errno.ENXIO: "this is a socket or a device, not a file; copy its content into a regular file first",
+}
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class InputFile:
+    """Read ranges of one open file; ``size`` is in bytes."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self._stamp = _stamp(os.fstat(fd))
+        self.size = self._stamp[0]
+        self._spare_buffers: list[bytearray] = []
+
+    def close(self) -> None:
+        """Release the file; a second call does nothing."""
+        fd, self.fd = self.fd, -1  # a closed number may already belong to another file
+        if fd >= 0:
+            os.close(fd)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Give exactly ``nbytes`` bytes from ``offset`` on.
+
+        :raises UnreadableCheckpoint: the file ends earlier or cannot be read.
+        """
+        parts = []
+        while nbytes > 0:
+            part = self.read_some(offset, nbytes)
+            parts.append(part)
+            offset += len(part)
+            nbytes -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_some(self, offset: int, nbytes: int) -> bytes:
+        """Give up to ``nbytes`` bytes from ``offset`` on, at least one.
+
+        :raises UnreadableCheckpoint: the file ends at ``offset`` or cannot be read.
+        """
+        try:
+            part = os.pread(self.fd, nbytes, offset)
+        except OSError as error:
+            raise _read_error(error) from error
+        if not part:
+            raise _cut_short(offset)
+        return part
+
+    def stream(self, offset: int, nbytes: int) -> Iterator[memoryview]:
+        """Yield ``nbytes`` bytes from ``offset`` on in chunks; each is valid until the next is asked for.
+
+        :raises UnreadableCheckpoint: the file ends early, changed since it was opened, or cannot be read.
+        """
+        buffer = self._spare_buffers.pop() if self._spare_buffers else bytearray(CHUNK_BYTES)
+        try:
+            while nbytes > 0:
+                chunk = self._read_into(memoryview(buffer)[: min(nbytes, CHUNK_BYTES)], offset)
+                offset += len(chunk)
+                nbytes -= len(chunk)
+                if nbytes == 0:
+                    self.check_unchanged()
+                yield chunk
+        finally:
+            self._spare_buffers.append(buffer)
+
+    def check_unchanged(self) -> None:
+        """Compare size, time of the last change and inode with those at the time of opening.
+
+        :raises UnreadableCheckpoint: the file is being written to.
+        """
+        try:
+            stamp = _stamp(os.fstat(self.fd))
+        except OSError as error:
+            raise _read_error(error) from error
+        if stamp != self._stamp:
+            raise UnreadableCheckpoint("the file changed while it was read; wait until it is written and try again")
+
+    def _read_into(self, target: memoryview, offset: int) -> memoryview:
+        try:
+            got = os.preadv(self.fd, [target], offset)
+        except OSError as error:
+            raise _read_error(error) from error
+        if got == 0:
+            raise _cut_short(offset)
+        return target[:got]
+
+
+def open_file(path: Path) -> InputFile:
+    """Open one regular file for reading; follows symbolic links, never waits.
+
+    :raises UnreadableCheckpoint: it is missing, unreadable, or not a regular file.
+    """
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError as error:
+        remedy = _OPEN_ERRORS.get(error.errno or 0)
+        raise UnreadableCheckpoint(remedy or f"it cannot be opened ({error.strerror}); check the path") from error
+    except ValueError as error:  # a NUL in the path
+        raise UnreadableCheckpoint("this is no possible path; check its characters") from error
+    try:
+        _refuse_other_kinds(os.fstat(fd).st_mode)
+        return InputFile(path, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _refuse_other_kinds(mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = next((name for test, name in _KINDS if test(mode)), "no regular file")
+    raise UnreadableCheckpoint(f"this is {kind}, not a file; name a regular file")
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _cut_short(offset: int) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(f"the file ends at byte {offset}, before what it declares; get it again")
+
+
+def _read_error(error: OSError) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(f"it cannot be read ({error.strerror}); check the disk and try again")
