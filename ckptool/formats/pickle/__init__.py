@@ -1,0 +1,72 @@
+"""Pickles read as data: protocols 0 to 5, nothing imported, nothing called, nothing looked up."""
+
+from __future__ import annotations
+
+import gc
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ckptool.errors import UnreadableCheckpoint
+from ckptool.formats.pickle.engine import TruncatedPickle
+from ckptool.formats.pickle.machine import Machine
+from ckptool.formats.pickle.reading import GlobalLog, LoadStorage, Malformed, PickledStorage, Reading, StorageType
+from ckptool.formats.pickle.tree import check_tree
+
+__all__ = [
+    "GlobalLog",
+    "LoadStorage",
+    "PickledStorage",
+    "StorageType",
+    "TruncatedPickle",
+    "Unpickled",
+    "read_pickle",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Unpickled:
+    """Hold what one pickle says, as values of ``model/values.py``, and the byte offset behind its STOP."""
+
+    value: Any
+    end: int
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the cyclic garbage collector: a parse makes a million objects and no garbage, and it would scan them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def read_pickle(
+    data: bytes | memoryview, *, label: str, load_storage: LoadStorage | None, log: GlobalLog, start: int = 0
+) -> Unpickled:
+    """Read the pickle that begins at byte ``start``; ``label`` names it in messages and in the log.
+
+    ``load_storage`` gets persistent ids as ``("storage", StorageType, key, location, numel[, view])``, only the
+    second checked. What the log holds stays when the rest turns out to be malformed.
+
+    :raises UnreadableCheckpoint: the bytes are no pickle, or one that only running it could complete.
+    """
+    reading = Reading(label, log, len(data) - start)
+    machine = Machine(bytes(data), start, reading, load_storage)
+    with _without_collector():
+        try:
+            stopped = machine.execute()
+            check_tree(stopped.value, reading)
+        except UnreadableCheckpoint as error:
+            error.globals = log.uses()
+            raise
+        except (Malformed, IndexError, struct.error) as error:
+            refusal = machine.explain(error)
+            refusal.globals = log.uses()
+            raise refusal from None
+    return Unpickled(stopped.value, stopped.end)

@@ -1,0 +1,147 @@
+"""The loop of the pickle machine: where it stands, what it may read, what it may use up."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from itertools import repeat
+from typing import Any
+
+from ckptool.errors import UnreadableCheckpoint
+from ckptool.formats.pickle import limits
+from ckptool.formats.pickle.reading import Malformed, Reading, Truncated
+
+INT4 = struct.Struct("<i")
+UINT2 = struct.Struct("<H")
+UINT4 = struct.Struct("<I")
+UINT8 = struct.Struct("<Q")
+FLOAT8 = struct.Struct(">d")
+_BYTE_OPERANDS = b"KhqUC\x80\x8a\x8c"  # opcodes with an operand or a length of one byte
+
+Opcode = Callable[[int], int]
+
+
+class TruncatedPickle(UnreadableCheckpoint):
+    """Refuse bytes that end before the pickle does; a container that holds more of them may try again."""
+
+
+class Stopped(Exception):
+    """Leave the loop with what STOP found; ``end`` is the offset behind it."""
+
+    def __init__(self, value: Any, end: int) -> None:
+        super().__init__()
+        self.value = value
+        self.end = end
+
+
+class Engine:
+    """Run one pickle, opcode by opcode, inside its bytes, its frames and its budget.
+
+    The stack is one list per open MARK, as in ``pickle._Unpickler``, so that no opcode can reach below its mark.
+    """
+
+    def __init__(self, data: bytes, start: int, reading: Reading) -> None:
+        self.data = data
+        self.start = start
+        self.end = min(len(data), start + limits.PICKLE_BYTES)
+        self.limit = self.end  # the end of the open frame, or of the data
+        self.position = start  # of the opcode that is executed, once the loop is left
+        self.reading = reading
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self._blocks = sys.getallocatedblocks()
+
+    def run(self, opcodes: Mapping[int, Opcode]) -> Stopped:
+        """Execute from ``start`` to STOP. An opcode gets the offset behind it and gives that behind its operand.
+
+        :raises Malformed: the bytes are no pickle.
+        """
+        table = [opcodes.get(code, self._refuse) for code in range(256)]
+        try:
+            for _ in range(0, limits.OPCODES, limits.BATCH):
+                self._run_batch(table)
+                self._check_budget()
+        except Stopped as stopped:
+            self._check_budget()
+            return stopped
+        raise Malformed(f"has more than {limits.OPCODES} instructions")
+
+    def _run_batch(self, table: list[Opcode]) -> None:
+        data, position = self.data, self.position
+        try:
+            for _ in repeat(None, limits.BATCH):
+                if position >= self.limit:
+                    self._leave_frame(position)
+                position = table[data[position]](position + 1)
+        finally:
+            self.position = position
+
+    def _leave_frame(self, position: int) -> None:
+        """Check that no instruction crosses the end of its frame: CPython's two readers disagree there."""
+        if position > self.limit:
+            raise Malformed("has an instruction that crosses the end of its frame")
+        if position >= self.end:
+            raise Truncated
+        self.limit = self.end
+
+    def _check_budget(self) -> None:
+        """Refuse what takes more memory than any checkpoint needs."""
+        if len(self.stack) + sum(map(len, self.marked)) > limits.STACK_ITEMS:
+            raise Malformed(f"holds more than {limits.STACK_ITEMS} values at once")
+        if len(self.marked) > limits.OPEN_MARKS:
+            raise Malformed(f"opens more than {limits.OPEN_MARKS} groups at once")
+        if sys.getallocatedblocks() - self._blocks > limits.OBJECTS:
+            raise Malformed(f"makes more than {limits.OBJECTS} objects")
+
+    def _refuse(self, position: int) -> int:
+        raise Malformed(f"has an unknown instruction 0x{self.data[position - 1]:02x}")
+
+    def explain(self, error: Exception) -> UnreadableCheckpoint:
+        """Turn what interrupted the loop into one sentence."""
+        if self._is_short(error):
+            return TruncatedPickle(
+                f"{self.reading.label}: the pickle ends early, at byte {self.end}; "
+                "the file was probably cut short, get it again"
+            )
+        problem = str(error) if isinstance(error, Malformed) else "takes more values than there are"
+        return UnreadableCheckpoint(
+            f"{self.reading.label}: the pickle {problem} (byte {self.position}); "
+            "the file is damaged or crafted, get it again from a source you trust"
+        )
+
+    def _is_short(self, error: Exception) -> bool:
+        if isinstance(error, IndexError):
+            return self.position + 1 == self.end and self.data[self.position] in _BYTE_OPERANDS
+        return isinstance(error, struct.error | Truncated)
+
+    def where(self, position: int) -> str:
+        """Name a place in this pickle for a report."""
+        return f"{self.reading.label}@{position}"
+
+    def read_line(self, position: int) -> tuple[bytes, int]:
+        """Read an operand that ends with its line."""
+        end = self.data.find(b"\n", position, self.end)
+        if end < 0:
+            raise Truncated
+        return self.data[position:end], end + 1
+
+    def read_sized(self, position: int, nbytes: int) -> tuple[bytes, int]:
+        """Read an operand of known length, which is compared with what is left before anything is allocated."""
+        end = position + nbytes
+        if end > self.end:
+            raise Truncated
+        return self.data[position:end], end
+
+    def read_counted(self, position: int, length: struct.Struct) -> tuple[bytes, int]:
+        """Read an operand behind its own length."""
+        (nbytes,) = length.unpack_from(self.data, position)
+        if nbytes < 0:
+            raise Malformed("has a value of negative length")
+        return self.read_sized(position + length.size, nbytes)
+
+    def pop_mark(self) -> list[Any]:
+        """Give the values above the last MARK."""
+        items = self.stack
+        self.stack = self.marked.pop()
+        return items

@@ -1,0 +1,575 @@
+"""The pickle machine: every opcode of protocols 0 to 5, nothing imported, nothing called.
+
+Opcodes as in CPython's Lib/pickle.py; where its readers or torch's disagree, the stream is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from ckptool.formats.pickle import arrays, literals, plain, severity, tensors
+from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped
+from ckptool.formats.pickle.reading import Draft, Handler, LoadStorage, Malformed, Reading, Truncated
+from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, TensorSpec
+
+_HANDLERS: dict[tuple[str, str], Handler] = {**plain.HANDLERS, **tensors.HANDLERS, **arrays.HANDLERS}
+_SAFE = frozenset().union(
+    _HANDLERS, tensors.STORAGE_TYPES, tensors.CONSTANTS,
+    plain.REFERENCES, tensors.REFERENCES, arrays.REFERENCES,
+)  # fmt: skip
+# NEWOBJ makes an object of a class; a function has none to make.
+_CLASSES = frozenset({
+    ("builtins", "set"), ("builtins", "frozenset"), ("collections", "Counter"), ("collections", "OrderedDict"),
+    ("collections", "defaultdict"), ("torch", "Size"), ("torch.nn.parameter", "Parameter"),
+})  # fmt: skip
+_INVALID = GlobalRef("<invalid>", "<invalid>", "dangerous")
+_DYNAMIC = GlobalRef("<computed>", "<computed>", "dangerous")
+_EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
+
+
+class Machine(Engine):
+    """Execute the opcodes; ``load_storage`` answers persistent ids, where the container has storages."""
+
+    def __init__(self, data: bytes, start: int, reading: Reading, load_storage: LoadStorage | None) -> None:
+        super().__init__(data, start, reading)
+        self._load_storage = load_storage
+        self._memo: dict[int, Any] = {}
+        self._names: dict[tuple[str, str], Any] = {}
+        # By identity of the GlobalRef, which ``_names`` keeps alive: hashing its fields takes ten times as long.
+        self._calls: dict[int, Callable[[tuple[Any, ...]], Any]] = {}
+
+    def execute(self) -> Stopped:
+        """Run to STOP.
+
+        :raises Malformed: the bytes are no pickle.
+        """
+        return self.run({code: method.__get__(self) for code, method in _OPCODES.items()})
+
+    # Control
+
+    def _proto(self, position: int) -> int:
+        version = self.data[position]
+        if version > 5:
+            raise Malformed(f"states protocol {version}, and 5 is the highest")
+        if position - 1 != self.start:
+            self.reading.note("misplaced-proto", "states its protocol in the middle")
+        return position + 1
+
+    def _frame(self, position: int) -> int:
+        (nbytes,) = UINT8.unpack_from(self.data, position)
+        if self.limit < self.end:
+            raise Malformed("begins a frame inside a frame")
+        if nbytes > self.end - position - 8:
+            raise Truncated
+        self.limit = position + 8 + nbytes
+        return position + 8
+
+    def _stop(self, position: int) -> int:
+        if position > self.limit:
+            raise Malformed("has an instruction that crosses the end of its frame")
+        value = self.stack.pop()
+        if self.stack or self.marked:
+            self.reading.note("leftover-stack", "leaves values behind that nobody gets")
+        raise Stopped(value, position)
+
+    def _mark(self, position: int) -> int:
+        self.marked.append(self.stack)
+        self.stack = []
+        return position
+
+    def _pop(self, position: int) -> int:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.pop_mark()
+        return position
+
+    def _pop_marked(self, position: int) -> int:
+        self.pop_mark()
+        return position
+
+    def _duplicate(self, position: int) -> int:
+        self.stack.append(self.stack[-1])
+        return position
+
+    # Numbers and constants
+
+    def _push_none(self, position: int) -> int:
+        self.stack.append(None)
+        return position
+
+    def _push_true(self, position: int) -> int:
+        self.stack.append(True)
+        return position
+
+    def _push_false(self, position: int) -> int:
+        self.stack.append(False)
+        return position
+
+    def _int(self, position: int) -> int:
+        line, position = self.read_line(position)
+        self.stack.append(literals.read_integer(line))
+        return position
+
+    def _binint(self, position: int) -> int:
+        self.stack.append(INT4.unpack_from(self.data, position)[0])
+        return position + 4
+
+    def _binint1(self, position: int) -> int:
+        self.stack.append(self.data[position])
+        return position + 1
+
+    def _binint2(self, position: int) -> int:
+        self.stack.append(UINT2.unpack_from(self.data, position)[0])
+        return position + 2
+
+    def _long(self, position: int) -> int:
+        line, position = self.read_line(position)
+        self.stack.append(literals.read_long(line))
+        return position
+
+    def _long1(self, position: int) -> int:
+        data, position = self.read_sized(position + 1, self.data[position])
+        self.stack.append(literals.read_bytes_integer(data))
+        return position
+
+    def _long4(self, position: int) -> int:
+        data, position = self.read_counted(position, INT4)
+        self.stack.append(literals.read_bytes_integer(data))
+        return position
+
+    def _float(self, position: int) -> int:
+        line, position = self.read_line(position)
+        self.stack.append(literals.read_float(line))
+        return position
+
+    def _binfloat(self, position: int) -> int:
+        self.stack.append(FLOAT8.unpack_from(self.data, position)[0])
+        return position + 8
+
+    # Text and bytes
+
+    def _string(self, position: int) -> int:
+        line, position = self.read_line(position)
+        self.stack.append(literals.read_quoted_text(line))
+        return position
+
+    def _binstring(self, position: int) -> int:
+        data, position = self.read_counted(position, INT4)
+        self.stack.append(literals.read_python2_text(data))
+        return position
+
+    def _short_binstring(self, position: int) -> int:
+        data, position = self.read_sized(position + 1, self.data[position])
+        self.stack.append(literals.read_python2_text(data))
+        return position
+
+    def _unicode(self, position: int) -> int:
+        line, position = self.read_line(position)
+        self.stack.append(literals.read_escaped_text(line))
+        return position
+
+    def _binunicode(self, position: int) -> int:
+        data, position = self.read_counted(position, UINT4)
+        self.stack.append(literals.read_text(data, self.reading))
+        return position
+
+    def _short_binunicode(self, position: int) -> int:
+        data, position = self.read_sized(position + 1, self.data[position])
+        self.stack.append(literals.read_text(data, self.reading))
+        return position
+
+    def _binunicode8(self, position: int) -> int:
+        data, position = self.read_counted(position, UINT8)
+        self.stack.append(literals.read_text(data, self.reading))
+        return position
+
+    def _binbytes(self, position: int) -> int:
+        data, position = self.read_counted(position, UINT4)
+        self.stack.append(data)
+        return position
+
+    def _short_binbytes(self, position: int) -> int:
+        data, position = self.read_sized(position + 1, self.data[position])
+        self.stack.append(data)
+        return position
+
+    def _binbytes8(self, position: int) -> int:
+        data, position = self.read_counted(position, UINT8)
+        self.stack.append(data)
+        return position
+
+    # Lists, tuples, dictionaries, sets
+
+    def _empty_list(self, position: int) -> int:
+        self.stack.append([])
+        return position
+
+    def _list(self, position: int) -> int:
+        items = self.pop_mark()
+        self.stack.append(items)
+        return position
+
+    def _append(self, position: int) -> int:
+        item = self.stack.pop()
+        self._extend([item])
+        return position
+
+    def _appends(self, position: int) -> int:
+        self._extend(self.pop_mark())
+        return position
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(items)
+        elif type(target) is Stub:
+            target.items.extend(items)
+        else:
+            raise Malformed("appends to something that is no list")
+
+    def _empty_tuple(self, position: int) -> int:
+        self.stack.append(())
+        return position
+
+    def _tuple(self, position: int) -> int:
+        items = self.pop_mark()
+        self.stack.append(tuple(items))
+        return position
+
+    def _tuple1(self, position: int) -> int:
+        stack = self.stack
+        stack[-1] = (stack[-1],)
+        return position
+
+    def _tuple2(self, position: int) -> int:
+        stack = self.stack
+        second = stack.pop()
+        stack[-1] = (stack[-1], second)
+        return position
+
+    def _tuple3(self, position: int) -> int:
+        stack = self.stack
+        third, second = stack.pop(), stack.pop()
+        stack[-1] = (stack[-1], second, third)
+        return position
+
+    def _empty_dict(self, position: int) -> int:
+        self.stack.append(DictNode())
+        return position
+
+    def _dict(self, position: int) -> int:
+        pairs = _pair(self.pop_mark())
+        self.stack.append(DictNode(pairs))
+        return position
+
+    def _setitem(self, position: int) -> int:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._update([(key, value)])
+        return position
+
+    def _setitems(self, position: int) -> int:
+        self._update(_pair(self.pop_mark()))
+        return position
+
+    def _update(self, pairs: list[tuple[Any, Any]]) -> None:
+        target = self.stack[-1]
+        if type(target) is not DictNode and type(target) is not Stub:
+            raise Malformed("sets an item of something that is no dictionary")
+        target.pairs.extend(pairs)
+
+    def _empty_set(self, position: int) -> int:
+        self.stack.append(SetNode([]))
+        return position
+
+    def _additems(self, position: int) -> int:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        if type(target) is Stub or (type(target) is SetNode and target.type_name == "set"):
+            target.items.extend(items)
+            return position
+        raise Malformed("adds to something that is no set")
+
+    def _frozenset(self, position: int) -> int:
+        items = self.pop_mark()
+        self.stack.append(SetNode(items, "frozenset"))
+        return position
+
+    # Memo
+
+    def _store(self, index: int) -> None:
+        value = self._memo[index] = self.stack[-1]
+        if type(value) is Draft:
+            value.memo.append(index)
+
+    def _put(self, position: int) -> int:
+        line, position = self.read_line(position)
+        self._store(literals.read_index(line))
+        return position
+
+    def _binput(self, position: int) -> int:
+        self._store(self.data[position])
+        return position + 1
+
+    def _long_binput(self, position: int) -> int:
+        self._store(UINT4.unpack_from(self.data, position)[0])
+        return position + 4
+
+    def _memoize(self, position: int) -> int:
+        self._store(len(self._memo))
+        return position
+
+    def _fetch(self, index: int) -> None:
+        if index not in self._memo:
+            raise Malformed(f"asks for memo entry {index}, which was never set")
+        self.stack.append(self._memo[index])
+
+    def _get(self, position: int) -> int:
+        line, position = self.read_line(position)
+        self._fetch(literals.read_index(line))
+        return position
+
+    def _binget(self, position: int) -> int:
+        index = self.data[position]
+        try:
+            self.stack.append(self._memo[index])
+        except KeyError:
+            self._fetch(index)
+        return position + 1
+
+    def _long_binget(self, position: int) -> int:
+        index = UINT4.unpack_from(self.data, position)[0]
+        try:
+            self.stack.append(self._memo[index])
+        except KeyError:
+            self._fetch(index)
+        return position + 4
+
+    # Names
+
+    def _global(self, position: int) -> int:
+        start = position
+        module, position = self.read_line(position)
+        name, position = self.read_line(position)
+        self.stack.append(self._refer(_decode_name(module), _decode_name(name), start - 1))
+        return position
+
+    def _stack_global(self, position: int) -> int:
+        name, module = self.stack.pop(), self.stack.pop()
+        if type(name) is str and type(module) is str:
+            self.stack.append(self._refer(module, name, position - 1))
+        else:
+            self.reading.note("computed-name", "computes the name of what it asks for")
+            self.stack.append(self._introduce(_DYNAMIC, position - 1))
+        return position
+
+    def _refer(self, module: str, name: str, position: int) -> Any:
+        """Give what stands for a name: a plain value where it has one, else a reference that leads nowhere."""
+        key = (module, name)
+        if key not in self._names:
+            self._names[key] = self._look_up(module, name, position)
+        return self._names[key]
+
+    def _look_up(self, module: str, name: str, position: int) -> Any:
+        if not severity.is_name(module) or not severity.is_name(name):
+            self.reading.note("invalid-name", "asks for something whose name is none")
+            return self._introduce(_INVALID, position)
+        spelled = severity.normalise(module, name)
+        rating = "safe" if spelled in _SAFE else severity.rate(module, name)
+        ref = self._introduce(GlobalRef(module, name, rating), position)
+        return tensors.CONSTANTS.get(spelled, ref)
+
+    def _introduce(self, ref: GlobalRef, position: int) -> GlobalRef:
+        self.reading.log.record(ref, self.where(position), called=False)
+        return ref
+
+    def _refuse_extension(self, position: int) -> int:
+        self.reading.log.record(_EXTENSION, self.where(position - 1), called=True)
+        raise Malformed("uses extension codes, which only the program that wrote it can resolve")
+
+    def _refuse_buffer(self, position: int) -> int:
+        raise Malformed("refers to buffers that are not in the file")
+
+    # Calls
+
+    def _reduce(self, position: int) -> int:
+        args = self.stack.pop()
+        function = self.stack[-1]
+        if type(args) is not tuple:
+            raise Malformed("calls something without a tuple of arguments")
+        call = self._calls.get(id(function)) or self._first_call(function, position - 1)
+        self.stack[-1] = call(args)
+        return position
+
+    def _first_call(self, function: Any, position: int) -> Callable[[tuple[Any, ...]], Any]:
+        """Decide what a call of this name means, and record that it is called."""
+        if type(function) is GlobalRef:
+            self.reading.log.record(function, self.where(position), called=True)
+            spelled = severity.normalise(function.module, function.name)
+            handler = _HANDLERS.get(spelled, _refuse_call if spelled in _SAFE else _keep_call)
+            call = self._calls[id(function)] = partial(handler, self.reading, function)
+            return call
+        if type(function) is not Stub:
+            raise Malformed("calls something that is no function")
+        self.reading.log.record(_DYNAMIC, self.where(position), called=True)
+        self.reading.note("computed-call", "calls what another call gave it")
+        return lambda args: self.reading.stub(_DYNAMIC, (function, *args))
+
+    def _inst(self, position: int) -> int:
+        start = position
+        module, position = self.read_line(position)
+        name, position = self.read_line(position)
+        args = tuple(self.pop_mark())
+        kind = self._refer(_decode_name(module), _decode_name(name), start - 1)
+        self.stack.append((self._calls.get(id(kind)) or self._first_call(kind, start - 1))(args))
+        return position
+
+    def _obj(self, position: int) -> int:
+        kind, *args = self.pop_mark()
+        self.stack.append((self._calls.get(id(kind)) or self._first_call(kind, position - 1))(tuple(args)))
+        return position
+
+    def _newobj(self, position: int) -> int:
+        args, kind = self.stack.pop(), self.stack.pop()
+        self.stack.append(self._make(kind, args, None, position - 1))
+        return position
+
+    def _newobj_ex(self, position: int) -> int:
+        kwargs, args, kind = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        if type(kwargs) is not DictNode:
+            raise Malformed("makes an object without a dictionary of arguments")
+        self.stack.append(self._make(kind, args, kwargs if kwargs.pairs else None, position - 1))
+        return position
+
+    def _make(self, kind: Any, args: Any, kwargs: Any, position: int) -> Any:
+        """Make an object of a class: what a handler knows, else a stub."""
+        if type(args) is not tuple:
+            raise Malformed("makes an object without a tuple of arguments")
+        if type(kind) is Stub:
+            return self._first_call(kind, position)(args)
+        if type(kind) is not GlobalRef:
+            raise Malformed("makes an object of something that is no class")
+        self.reading.log.record(kind, self.where(position), called=True)
+        spelled = severity.normalise(kind.module, kind.name)
+        if spelled in _CLASSES and kwargs is None:
+            return _HANDLERS[spelled](self.reading, kind, args)
+        if spelled in _HANDLERS:
+            return self.reading.misfit(kind, args)
+        return self.reading.stub(kind, args, kwargs)
+
+    def _build(self, position: int) -> int:
+        state = self.stack.pop()
+        self.stack[-1] = self._set_state(self.stack[-1], state, position - 1)
+        return position
+
+    def _set_state(self, target: Any, state: Any, position: int) -> Any:
+        """Keep a state as data beside its object; nothing is ever set on anything."""
+        kind = type(target)
+        if kind is Stub:
+            return self._set_stub_state(target, state)
+        if kind is Draft:
+            value = target.finish(state)
+            self._memo.update(dict.fromkeys(target.memo, value))
+            return value
+        if kind is DictNode:
+            return _set_attributes(target, state)
+        if kind is GlobalRef:
+            self.reading.note("build-on-global", f"sets attributes of {target.full_name} itself")
+            doubted = GlobalRef(target.module, target.name, "dangerous")
+            self.reading.log.record(doubted, self.where(position), called=True)
+            return target
+        if kind is TensorSpec:
+            return tensors.build_parameter(target, state)
+        raise Malformed("sets attributes of something that has none")
+
+    def _set_stub_state(self, target: Stub, state: Any) -> Stub:
+        if target.state is not None:
+            raise Malformed("sets the state of one object twice")
+        if target.fields is None:
+            parts = state if type(state) is tuple else (state,)
+            self.reading.charge(sum(len(part.pairs) for part in parts if type(part) is DictNode))
+        target.state = state
+        return target
+
+    # Persistent ids
+
+    def _binpersid(self, position: int) -> int:
+        pid = self.stack.pop()
+        self.stack.append(self._load(pid))
+        return position
+
+    def _load(self, pid: Any) -> Any:
+        """Answer what torch writes: ``("storage", class, key, location, numel[, view])`` or a module's class."""
+        if self._load_storage is None:
+            raise Malformed("refers to storages, which only a torch container has")
+        if type(pid) is not tuple or len(pid) < 4 or type(pid[0]) is not str:
+            raise Malformed("refers to something that is no storage")
+        kind = pid[1]
+        if pid[0] == "module" and len(pid) == 4 and type(kind) is GlobalRef:
+            return kind  # the class itself; the source text beside it is never looked at
+        storage_type = tensors.STORAGE_TYPES.get((kind.module, kind.name)) if type(kind) is GlobalRef else None
+        if pid[0] != "storage" or not 5 <= len(pid) <= 6 or storage_type is None:
+            raise Malformed("refers to something that is no storage")
+        return tensors.view_storage(self._load_storage(("storage", storage_type, *pid[2:])))
+
+    def _persid(self, position: int) -> int:
+        raise Malformed("refers to storages as text, which torch never does")
+
+
+def _pair(items: list[Any]) -> list[tuple[Any, Any]]:
+    if len(items) % 2:
+        raise Malformed("has a dictionary key without its value")
+    return list(zip(items[::2], items[1::2], strict=True))
+
+
+def _decode_name(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return ""  # no name: reported as an invalid one
+
+
+def _keep_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
+    return reading.stub(ref, args)
+
+
+def _refuse_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
+    return reading.misfit(ref, args)
+
+
+def _set_attributes(target: DictNode, state: Any) -> DictNode:
+    """Keep what is set on a mapping itself, such as a state dict's ``_metadata``; a plain dict has no attributes."""
+    if target.type_name in ("dict", "defaultdict") or type(state) is not DictNode or target.attributes is not None:
+        raise Malformed("sets attributes of a dictionary that has none")
+    target.attributes = state
+    return target
+
+
+_OPCODES: dict[int, Callable[[Machine, int], int]] = {
+    ord("("): Machine._mark, ord("."): Machine._stop, ord("0"): Machine._pop, ord("1"): Machine._pop_marked,
+    ord("2"): Machine._duplicate, 0x80: Machine._proto, 0x95: Machine._frame,
+    ord("N"): Machine._push_none, 0x88: Machine._push_true, 0x89: Machine._push_false,
+    ord("I"): Machine._int, ord("J"): Machine._binint, ord("K"): Machine._binint1, ord("M"): Machine._binint2,
+    ord("L"): Machine._long, 0x8A: Machine._long1, 0x8B: Machine._long4,
+    ord("F"): Machine._float, ord("G"): Machine._binfloat,
+    ord("S"): Machine._string, ord("T"): Machine._binstring, ord("U"): Machine._short_binstring,
+    ord("V"): Machine._unicode, ord("X"): Machine._binunicode, 0x8C: Machine._short_binunicode,
+    0x8D: Machine._binunicode8,
+    ord("B"): Machine._binbytes, ord("C"): Machine._short_binbytes, 0x8E: Machine._binbytes8,
+    0x96: Machine._binbytes8,
+    ord("]"): Machine._empty_list, ord("l"): Machine._list, ord("a"): Machine._append, ord("e"): Machine._appends,
+    ord(")"): Machine._empty_tuple, ord("t"): Machine._tuple, 0x85: Machine._tuple1, 0x86: Machine._tuple2,
+    0x87: Machine._tuple3,
+    ord("}"): Machine._empty_dict, ord("d"): Machine._dict, ord("s"): Machine._setitem, ord("u"): Machine._setitems,
+    0x8F: Machine._empty_set, 0x90: Machine._additems, 0x91: Machine._frozenset,
+    ord("p"): Machine._put, ord("q"): Machine._binput, ord("r"): Machine._long_binput, 0x94: Machine._memoize,
+    ord("g"): Machine._get, ord("h"): Machine._binget, ord("j"): Machine._long_binget,
+    ord("c"): Machine._global, 0x93: Machine._stack_global,
+    ord("R"): Machine._reduce, ord("i"): Machine._inst, ord("o"): Machine._obj, 0x81: Machine._newobj,
+    0x92: Machine._newobj_ex, ord("b"): Machine._build,
+    ord("Q"): Machine._binpersid, ord("P"): Machine._persid,
+    0x82: Machine._refuse_extension, 0x83: Machine._refuse_extension, 0x84: Machine._refuse_extension,
+    0x97: Machine._refuse_buffer, 0x98: Machine._refuse_buffer,
+}  # fmt: skip
