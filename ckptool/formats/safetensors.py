@@ -8,6 +8,7 @@ cases where this reader is stricter are those that two JSON parsers would read d
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
@@ -26,7 +27,8 @@ _PACKED_BITS = {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 _MOST_DIMENSIONS = 64
 _LARGEST_SIZE = 2**63 - 1
 _LARGEST_COUNT = 2**64 - 1
-_LONGEST_NUMBER = 20
+# Where a negative number may stand (or a name only looks like it); Python takes -0 for a size, the library does not.
+_MINUS = re.compile(r"[:\[,]\s*-")
 _SCALARS = (str, int, bool, type(None))
 
 _AGAIN = "get the file again"
@@ -92,7 +94,7 @@ def _parse(text: str) -> dict[str, Any]:
         header = json.loads(
             text,
             object_pairs_hook=_unique,
-            parse_int=_natural,
+            parse_int=_refuse_negative if _MINUS.search(text) else int,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
         )
@@ -115,10 +117,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     raise UnreadableCheckpoint(f"the safetensors header holds {twin!r:.100} twice, and readers differ; {_RESAVE}")
 
 
-def _natural(digits: str) -> int:
-    if len(digits) > _LONGEST_NUMBER or digits.startswith("-"):
-        return _refuse_number(digits)
-    return int(digits)
+def _refuse_negative(digits: str) -> int:
+    return _refuse_number(digits) if digits.startswith("-") else int(digits)
 
 
 def _refuse_number(digits: str) -> int:
@@ -156,12 +156,15 @@ def _check_entry(name: str, entry: Any) -> str:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if type(entry["dtype"]) is not str or type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
         raise _bad(name, "has a dtype, shape or data_offsets of another type")
-    if any(type(number) is not int for number in (*shape, *offsets)):
-        raise _bad(name, "has a size that is no whole number")
-    if len(shape) > _MOST_DIMENSIONS or any(size > _LARGEST_SIZE for size in shape):
-        raise _bad(name, "has a shape that no tensor can have")
-    if len(entry) == len(_FIELDS):
-        return ""
+    for number in (*shape, *offsets):
+        if type(number) is not int or number > _LARGEST_SIZE:
+            raise _bad(name, "has a size or an offset that is no number of elements or bytes")
+    if len(shape) > _MOST_DIMENSIONS:
+        raise _bad(name, f"has {len(shape):,} dimensions, more than any tensor")
+    return "" if len(entry) == len(_FIELDS) else _check_unknown(name, entry)
+
+
+def _check_unknown(name: str, entry: dict[str, Any]) -> str:
     unknown = sorted(entry.keys() - _FIELDS)
     if any(type(entry[field]) not in _SCALARS for field in unknown):
         raise _bad(name, "has unknown fields that hide more data")

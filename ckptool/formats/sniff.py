@@ -38,7 +38,6 @@ _SIGNATURES = (
     (0, b"\x28\xb5\x2f\xfd", "this is compressed with zstd; run unzstd on it first"),
     (0, b"\x04\x22\x4d\x18", "this is compressed with lz4; run unlz4 on it first"),
     (0, b"Rar!\x1a\x07", "this is a rar archive; unpack it first"),
-    (0, b"PK\x05\x06", "this is an empty zip archive; " + _AGAIN),
     (0, b"PK\x07\x08", "this is one part of a zip archive in several parts; join them first"),
     (0, b"GGUF", f"this is a GGUF model for llama.cpp, which ckptool does not read yet; {_EXPORT}"),
     (0, b"FUGG", f"this is a big-endian GGUF model for llama.cpp, which ckptool does not read yet; {_EXPORT}"),
@@ -130,6 +129,8 @@ def sniff(file: InputFile) -> str:
 def explain_archive(names: Iterable[str]) -> str | None:
     """Say what a zip archive with these record names is, or None where it is a checkpoint of torch.save."""
     listed = list(names)
+    if not listed:
+        return f"this is an empty zip archive; {_AGAIN}"
     for pattern, meaning in _ARCHIVES:
         if any(pattern.search(name) for name in listed):
             return meaning

@@ -25,6 +25,8 @@ _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
+_DESCRIPTOR = struct.Struct("<4s3I")
+_DESCRIPTOR64 = struct.Struct("<4sI2Q")
 _EXTRA = struct.Struct("<2H")
 
 LOCAL_SIGNATURE = b"PK\x03\x04"
@@ -421,13 +423,13 @@ def _check_local_numbers(entry: _Entry, crc: int, stored: int, nbytes: int) -> N
 
 def _descriptor_size(window: _Window, entry: _Entry, position: int, end: _End) -> int:
     """Find the descriptor behind a payload in one of its four spellings; give its size in bytes."""
-    found = window.read(position, min(24, end.offset - position))
-    sizes = (entry.crc32, entry.stored_bytes, entry.nbytes)
-    for layout in ("<I2Q", "<3I"):
-        if layout == "<3I" and max(sizes) > _IN_ZIP64:
-            break
-        body = struct.pack(layout, *sizes)
-        for spelling in (_DESCRIPTOR_SIGNATURE + body, body):
+    numbers = entry.crc32, entry.stored_bytes, entry.nbytes
+    found = window.read(position, min(_DESCRIPTOR64.size, end.offset - position))
+    for layout in (_DESCRIPTOR, _DESCRIPTOR64):
+        if layout is _DESCRIPTOR and max(numbers) > _IN_ZIP64:
+            continue
+        signed = layout.pack(_DESCRIPTOR_SIGNATURE, *numbers)
+        for spelling in (signed, signed[4:]):
             if found.startswith(spelling):
                 return len(spelling)
     raise _inconsistent(f"the record {entry.name!r:.100} has another descriptor than the directory says")

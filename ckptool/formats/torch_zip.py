@@ -1,0 +1,241 @@
+"""A checkpoint of torch.save since 1.6: a zip archive with a pickle and one record for each storage.
+
+Records, all under one folder of any name: ``data.pkl``, ``data/KEY``, ``version``, and of later versions
+``byteorder``, ``.format_version``, ``.storage_alignment``, ``.data/serialization_id``
+(torch/csrc/jit/serialization/... PyTorchStreamWriter, torch/serialization.py _save).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
+from ckptool.formats.file import InputFile
+from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, read_pickle
+from ckptool.formats.sniff import explain_archive
+from ckptool.formats.sources import crc32
+from ckptool.formats.zip import DEFLATED, Record, read_archive
+from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.values import Storage
+
+LARGEST_PICKLE = 512 << 20
+_LARGEST_FACT = 64
+# A record that is inflated into memory may not be a bomb; real pickles shrink to a tenth.
+_MOST_INFLATION = 200
+_SMALL_RECORD = 1 << 20
+
+_KEY = re.compile(r"[0-9A-Za-z_.-]{1,64}")
+_VERSION = re.compile(rb"[0-9]{1,4}\s*")
+_OWN_RECORDS = frozenset(
+    ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
+)
+# What torch does not read, by what it could do if someone did.
+_EXTRA_KINDS = (
+    (re.compile(r"\.(?:pkl|pickle|p|joblib|debug_pkl)$"), "extra-pickle", "pickles that are not the checkpoint's"),
+    (re.compile(r"\.(?:py|pyc|so|dll|exe|sh|js)$"), "extra-code", "program files"),
+    (re.compile(r""), "extra-member", "records that torch.save does not write"),
+)
+
+_AGAIN = "get the file again"
+_RESAVE = "write it anew with torch.save"
+
+
+def read_torch_zip(file: InputFile) -> Checkpoint:
+    """Describe a checkpoint of torch.save; no storage is read.
+
+    :raises UnreadableCheckpoint: it is another kind of archive, damaged, or contradicts itself. ``globals`` of the
+        error are those found until then.
+    """
+    archive = read_archive(file)
+    records = {name: record for name, record in archive.records.items() if not name.endswith("/")}
+    explanation = explain_archive(records)
+    if explanation is not None:
+        raise UnreadableCheckpoint(explanation)
+    root = _find_root(archive.records)
+    facts = _read_facts(file, records, root)
+    table = _StorageTable(file, records, f"{root}/data/", big_endian=facts.get("byteorder") == "big")
+    log = GlobalLog()
+    value = _unpickle(file, records[f"{root}/data.pkl"], table, log)
+    own = {name.removeprefix(f"{root}/") for name in records} - _OWN_RECORDS
+    extras = sorted(name for name in own if not name.startswith("data/") or not _KEY.fullmatch(name[5:]))
+    findings = (*archive.findings, *log.findings, *_findings(facts, records, table, extras))
+    return Checkpoint(
+        path=file.path,
+        format="torch-zip",
+        file_bytes=file.size,
+        root=value,
+        file=file,
+        storages=table.all(),
+        globals=log.uses(),
+        findings=findings,
+        members=tuple(Member(record.name, record.stored_bytes) for record in records.values()),
+        facts=facts,
+    )
+
+
+def _find_root(names: Iterable[str]) -> str:
+    roots = {name.partition("/")[0] for name in names}
+    if len(roots) > 1:
+        first, second, *_ = sorted(roots)
+        raise UnreadableCheckpoint(f"the archive has more than one folder: {first!r:.60} and {second!r:.60}; {_RESAVE}")
+    return roots.pop()
+
+
+def _read_facts(file: InputFile, records: dict[str, Record], root: str) -> dict[str, str]:
+    """Read the small records that say how the rest is to be read."""
+    facts = {"root": root}
+    for name in ("version", "byteorder", ".format_version"):
+        record = records.get(f"{root}/{name}")
+        if record is not None:
+            facts[name.removeprefix(".")] = _read_fact(file, record)
+    deflated = sum(record.method == DEFLATED for record in records.values())
+    if deflated:
+        facts["compressed"] = f"{deflated} of {len(records)} records"
+    return facts
+
+
+_FACT_FORMS = {"byteorder": re.compile(rb"little|big")}
+
+
+def _read_fact(file: InputFile, record: Record) -> str:
+    if record.nbytes > _LARGEST_FACT:
+        raise UnreadableCheckpoint(f"the record {record.name!r:.100} is too long to be what it says; {_RESAVE}")
+    data = b"".join(bytes(chunk) for chunk in record.open(file).stream())
+    form = _FACT_FORMS.get(record.name.rpartition("/")[2], _VERSION)
+    if not form.fullmatch(data):
+        raise UnreadableCheckpoint(
+            f"the record {record.name!r:.100} says {data!r:.40}, which torch never writes; {_RESAVE}"
+        )
+    return data.decode("ascii").strip()
+
+
+def _unpickle(file: InputFile, record: Record, table: _StorageTable, log: GlobalLog) -> Any:
+    """Read data.pkl once; a wrong checksum is told after the pickle has told its globals."""
+    limit = min(LARGEST_PICKLE, record.stored_bytes * _MOST_INFLATION + _SMALL_RECORD)
+    if record.nbytes > limit:
+        raise UnreadableCheckpoint(
+            f"the record {record.name!r:.100} declares {record.nbytes:,} bytes, more than are read"
+        )
+    source = record._replace(crc32=0).open(file)
+    data = b"".join([bytes(chunk) for chunk in source.stream()])
+    damaged = record.crc32 != 0 and crc32(data) != record.crc32
+    try:
+        unpickled = read_pickle(data, label="data.pkl", load_storage=table.load, log=log)
+    except UnreadableCheckpoint as error:
+        raise (_mismatch(record, log) if damaged else error) from error
+    if damaged:
+        raise _mismatch(record, log)
+    return unpickled.value
+
+
+def _mismatch(record: Record, log: GlobalLog) -> ChecksumMismatch:
+    error = ChecksumMismatch(f"the bytes of {record.name!r:.100} do not match their stored checksum; {_AGAIN}")
+    error.globals = log.uses()
+    return error
+
+
+class _StorageTable:
+    """Turn persistent ids into storages, each checked against its record."""
+
+    def __init__(self, file: InputFile, records: dict[str, Record], prefix: str, *, big_endian: bool) -> None:
+        self._file = file
+        self._records = records
+        self._prefix = prefix
+        self._big_endian = big_endian
+        self._loaded: dict[str, tuple[tuple[Any, ...], PickledStorage]] = {}
+
+    def load(self, identifier: tuple[Any, ...]) -> PickledStorage:
+        """Find the storage that a persistent id names: ("storage", type, key, location, elements)."""
+        if len(identifier) != 5:
+            raise UnreadableCheckpoint(f"a storage is named with {len(identifier)} parts, not 5; {_RESAVE}")
+        key = identifier[2]
+        known = self._loaded.get(key) if type(key) is str else None
+        if known is not None:
+            if known[0] != identifier:
+                raise UnreadableCheckpoint(f"the storage {key!r:.80} is declared twice, differently; {_RESAVE}")
+            return known[1]
+        loaded = self._load_new(*identifier[1:])
+        self._loaded[key] = (identifier, loaded)
+        return loaded
+
+    def _load_new(self, kind: Any, key: Any, location: Any, numel: Any) -> PickledStorage:
+        check_identifier(kind, key, location, numel)
+        record = self._records.get(self._prefix + key)
+        if record is None:
+            raise UnreadableCheckpoint(f"the storage {key!r:.80} has no record in the archive; {_AGAIN}")
+        itemsize = kind.dtype.itemsize if kind.dtype else 1
+        if numel * itemsize != record.nbytes:
+            raise UnreadableCheckpoint(
+                f"the storage {key!r:.80} declares {numel * itemsize:,} bytes and has {record.nbytes:,}; {_AGAIN}"
+            )
+        storage = Storage(key, record.open(self._file), record.nbytes, location, self._big_endian)
+        return PickledStorage(storage, kind.dtype, 0, numel)
+
+    def unused(self) -> list[Record]:
+        """List the storage records that the pickle does not name."""
+        used = {self._prefix + key for key in self._loaded}
+        return [
+            record
+            for name, record in self._records.items()
+            if name.startswith(self._prefix) and name not in used and _KEY.fullmatch(name[len(self._prefix) :])
+        ]
+
+    def all(self) -> tuple[Storage, ...]:
+        """List every storage: those the pickle names, in its order, then the rest."""
+        named = [loaded.storage for _, loaded in self._loaded.values()]
+        unnamed = [
+            Storage(
+                record.name.removeprefix(self._prefix),
+                record.open(self._file),
+                record.nbytes,
+                big_endian=self._big_endian,
+            )
+            for record in self.unused()
+        ]
+        return (*named, *unnamed)
+
+
+def check_identifier(kind: Any, key: Any, location: Any, numel: Any) -> None:
+    """Demand the exact types of a storage's persistent id, and a key that is a plain file name.
+
+    :raises UnreadableCheckpoint: something else stands there.
+    """
+    if type(kind) is not StorageType or type(key) is not str or type(location) is not str or type(numel) is not int:
+        raise UnreadableCheckpoint(f"a storage is named with values of other types than torch writes; {_RESAVE}")
+    if not _KEY.fullmatch(key):
+        raise UnreadableCheckpoint(f"the storage key {key!r:.80} is not a plain name; {_RESAVE}")
+    if numel < 0:
+        raise UnreadableCheckpoint(f"the storage {key!r:.80} declares {numel:,} elements; {_RESAVE}")
+
+
+def _findings(
+    facts: dict[str, str], records: dict[str, Record], table: _StorageTable, extras: list[str]
+) -> Iterable[Finding]:
+    if "version" not in facts:
+        yield Finding("no-version", "the record 'version' is missing, and torch.load asks for it")
+    if "compressed" in facts:
+        yield Finding(
+            "compressed", f"{facts['compressed']} are compressed; torch.load(mmap=True) would take them for values"
+        )
+    if all(record.crc32 == 0 for record in records.values() if record.nbytes):
+        yield Finding("no-checksums", "the file was written without checksums: damage cannot be noticed")
+    unused = [record.name for record in table.unused()]
+    if unused:
+        yield Finding("unreferenced-storage", f"no tensor uses {len(unused)} storages: {_some(unused)}")
+    yield from _extra_findings(extras)
+
+
+def _extra_findings(extras: list[str]) -> Iterable[Finding]:
+    left = extras
+    for pattern, code, what in _EXTRA_KINDS:
+        found = [name for name in left if pattern.search(name)]
+        left = [name for name in left if not pattern.search(name)]
+        if found:
+            yield Finding(code, f"the archive holds {len(found)} {what}: {_some(found)}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(f"{name!r:.60}" for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
