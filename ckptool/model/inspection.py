@@ -1,0 +1,214 @@
+"""What inspect found: one frozen value per checkpoint, ready for every report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from ckptool.model.plans import Certainty, KeyMove, KeyOptions, Note, Producer, Wrapper
+from ckptool.model.results import TensorStatistics
+from ckptool.model.training import Training
+from ckptool.model.values import GlobalUse
+
+Verdict = Literal["clean", "unknown", "dangerous"]
+SortOrder = Literal["file", "name", "size", "dtype", "shape"]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectOptions:
+    """Say what to look at.
+
+    ``weights`` names the state dict, ``keys`` the clean names. ``tensors`` and ``tree`` ask for the lists,
+    ``statistics`` for a read of every value; ``include`` and ``exclude`` are globs over clean names for these three.
+    """
+
+    weights: str = "main"
+    keys: KeyOptions = field(default_factory=KeyOptions)
+    tensors: bool = False
+    tree: bool = False
+    statistics: bool = False
+    sort: SortOrder = "file"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def lists_tensors(self) -> bool:
+        """Tell whether the tensors are listed: statistics are shown in that list."""
+        return self.tensors or self.statistics
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUse:
+    """Split the file by content, in bytes; where nothing is compressed the five add up to the file.
+
+    A storage counts once, for the first group that shows it. ``hidden`` counts the storage bytes that no tensor of
+    the file shows (at least: views that overlap in steps are taken as disjoint). ``other`` is the rest: further
+    tensors, values, the container itself.
+    """
+
+    weights: int
+    ema: int
+    optimizer: int
+    other: int
+    hidden: int
+
+
+@dataclass(frozen=True, slots=True)
+class DTypeShare:
+    """Count what one element type holds: tensors, elements and dense bytes."""
+
+    dtype: str
+    tensors: int
+    elements: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateDictSummary:
+    """Describe one state dict.
+
+    ``path`` joins the steps with dots (empty: the file itself). ``tensors`` counts names; ``parameters`` counts
+    elements as ``sum(p.numel() for p in model.parameters())`` does: a tied tensor once, well-known buffers
+    (running statistics, counters, position ids) not; ``elements`` counts every element under every name.
+    ``nbytes`` is the dense size in bytes, a tied tensor once.
+    """
+
+    path: str
+    role: str
+    selected: bool
+    reason: str
+    tensors: int
+    parameters: int
+    elements: int
+    nbytes: int
+    dtypes: tuple[DTypeShare, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeySummary:
+    """Say what the keys of the selected state dict are and would become.
+
+    ``already_clean`` is None where no plan could be made; ``refusal`` then says why. ``examples`` are the first
+    keys that change, one for each way of changing; ``renamed`` counts them all; ``dropped`` lists what would go.
+    """
+
+    already_clean: bool | None
+    certainty: Certainty | None = None
+    wrappers: tuple[Wrapper, ...] = ()
+    renamed: int = 0
+    examples: tuple[KeyMove, ...] = ()
+    dropped: tuple[KeyMove, ...] = ()
+    refusal: Note | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    """Judge what the pickle names, not what it holds: ``dangerous`` if anything in it could run a command."""
+
+    verdict: Verdict
+    globals: tuple[GlobalUse, ...]
+
+
+class TensorRow(NamedTuple):
+    """List one tensor: clean name (None: dropped from clean output) and name in the file, dense size in bytes.
+
+    A named tuple, because 50,000 of them have to cost next to nothing.
+    """
+
+    key: str | None
+    source_key: str
+    dtype: str
+    shape: tuple[int, ...] | None
+    nbytes: int
+    statistics: TensorStatistics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleNode:
+    """Fold the tensors below one module; ``repeats`` equal siblings in a row are one node (``layer1.[0-2]``).
+
+    ``elements`` and ``nbytes`` (dense bytes) count all the repeats. ``dtype`` and ``shape`` are those of a tensor that
+    ends here; without one, ``dtype`` is empty.
+    """
+
+    name: str
+    repeats: int
+    tensors: int
+    elements: int
+    nbytes: int
+    dtype: str = ""
+    shape: tuple[int, ...] | None = None
+    children: tuple[ModuleNode, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Name one layer by its weight: what kind its shape suggests, and how many channels go in and out."""
+
+    name: str
+    kind: str
+    inputs: int
+    outputs: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """Say what names and shapes alone tell about the network; None and empty mean that they do not tell.
+
+    ``layers`` counts weights by the kind that their shape suggests. ``widths`` are the output channels, from first to
+    last, without neighbours that are equal. ``classes`` are the outputs of a final layer with a classifier's name,
+    ``vocabulary`` those of a language model's head.
+    """
+
+    layers: Mapping[str, int]
+    first: Layer | None
+    last: Layer | None
+    widths: tuple[int, ...]
+    input_channels: int | None
+    classes: int | None
+    vocabulary: int | None
+    blocks: tuple[ModuleNode, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """Suggest one command, ready for a POSIX shell (bash where a name needs escapes), and say why."""
+
+    command: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Hold everything inspect says about one file.
+
+    ``hyper_parameters`` are plain values (mappings, lists, text, numbers); a foreign object is a mapping of its
+    fields with its class under ``$class``. ``ties`` are groups of clean names that share the very same tensor.
+    ``tensors`` and ``tree`` are None unless asked for.
+    """
+
+    path: str
+    format: str
+    file_bytes: int
+    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
+    producer: Producer
+    disk: DiskUse
+    state_dicts: tuple[StateDictSummary, ...]
+    keys: KeySummary
+    training: Training
+    hyper_parameters: Any
+    ties: tuple[tuple[str, ...], ...]
+    safety: Safety
+    architecture: Architecture | None
+    notes: tuple[Note, ...]
+    next: NextStep
+    tensors: tuple[TensorRow, ...] | None = None
+    tree: ModuleNode | None = field(default=None)
+
+    @property
+    def selected(self) -> StateDictSummary | None:
+        """Give the state dict that is meant, or None where there is none or several are equal."""
+        return next((summary for summary in self.state_dicts if summary.selected), None)

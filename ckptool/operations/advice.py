@@ -1,0 +1,68 @@
+"""Say which command to run next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePath
+
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.inspection import KeySummary, NextStep, Safety
+from ckptool.model.plans import Selection
+
+_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".th", ".tar", ".pyth", ".pkl", ".model", ".safetensors"})
+
+
+def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, safety: Safety) -> NextStep:
+    """Pick the one command that brings a user further, written for a shell."""
+    path = checkpoint.path
+    if selection.chosen is None:
+        return _choose(path, selection)
+    if keys.refusal is not None:
+        return NextStep(f"ckptool inspect --tree {_quoted(path)}", "see the groups of keys, then choose one")
+    if not keys.already_clean:
+        stem = _stem(path)
+        target = path.with_name(f"{stem}-clean{path.name.removeprefix(stem)}")
+        return _run("strip-prefixes", path, target, "write the weights under clean names")
+    if checkpoint.format != "safetensors":
+        reason = "leave the pickle behind" if safety.verdict != "clean" else "write one small, safe file"
+        return _run("convert", path, path.with_name(f"{_stem(path)}.safetensors"), reason)
+    return NextStep(f"ckptool inspect --stats {_quoted(path)}", "read the values: is anything not finite or all zero?")
+
+
+def _choose(path: PurePath, selection: Selection) -> NextStep:
+    if not selection.candidates:
+        return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see what the file holds instead of weights")
+    name = shell_quote(selection.candidates[0].name)
+    return NextStep(f"ckptool inspect --weights {name} {_quoted(path)}", "look at one of the state dicts")
+
+
+def _run(command: str, source: PurePath, target: PurePath, reason: str) -> NextStep:
+    return NextStep(f"ckptool {command} {_quoted(source)} {_quoted(target)}", reason)
+
+
+def _stem(path: PurePath) -> str:
+    """Cut a known suffix off, and nothing else: ``model-v1.2`` has none."""
+    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+
+
+def _quoted(path: PurePath) -> str:
+    text = str(path)
+    # A name that starts with a dash would be read as an option.
+    return shell_quote(f"./{text}" if text.startswith("-") else text)
+
+
+def shell_quote(text: str) -> str:
+    """Quote one word for a shell; what is not printable is spelled out, as bash and zsh read it (``$'...'``)."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(map(_spell, text)) + "'"
+
+
+def _spell(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    # A byte of a file name that is no UTF-8 is a surrogate of this range (PEP 383).
+    errors = "surrogateescape" if "\udc80" <= character <= "\udcff" else "surrogatepass"
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", errors))

@@ -1,0 +1,265 @@
+"""Describe a checkpoint: what it holds, what it would become, what to beware of."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from fnmatch import translate
+from typing import Any, NamedTuple
+
+from ckptool.errors import PlanRefused
+from ckptool.layouts import plan_keys, select, training_facts
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.inspection import (
+    DTypeShare,
+    Inspection,
+    InspectOptions,
+    KeySummary,
+    Safety,
+    SortOrder,
+    StateDictSummary,
+    TensorRow,
+    Verdict,
+)
+from ckptool.model.plans import KeyMove, KeyPlan, Note, Selection, StateDict
+from ckptool.model.sources import NoProgress, Progress
+from ckptool.model.training import Fact, Training
+from ckptool.model.values import GlobalUse, OpaqueTensor, TensorSpec, walk
+from ckptool.operations.advice import next_step
+from ckptool.operations.disk_use import disk_use
+from ckptool.operations.module_tree import fold, grow
+from ckptool.operations.plain import to_plain
+from ckptool.operations.preview import preview
+
+Tensor = TensorSpec | OpaqueTensor
+
+# Buffers of torch.nn and transformers that no optimizer trains.
+_BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked", "position_ids"})
+_MAX_EXAMPLES = 3
+
+_ORDERS: Mapping[SortOrder, Callable[[TensorRow], Any]] = {
+    "name": lambda row: row.key or row.source_key,
+    "size": lambda row: -row.nbytes,
+    "dtype": lambda row: row.dtype,
+    "shape": lambda row: (-len(row.shape or ()), tuple(-length for length in row.shape or ())),
+}
+
+
+class _Named(NamedTuple):
+    """Know a tensor by its clean name (None: dropped) and by its name in the file."""
+
+    key: str | None
+    source: str
+    tensor: Tensor
+
+
+def describe(
+    checkpoint: Checkpoint, options: InspectOptions | None = None, progress: Progress | None = None
+) -> Inspection:
+    """Say what a checkpoint is, without reading a tensor (but with ``statistics``: every one that is shown).
+
+    A state dict that cannot be chosen, or keys that cannot be planned, are findings here and no errors.
+
+    :raises ChecksumMismatch: values were read, and are not those that were written.
+    """
+    options = options or InspectOptions()
+    selection = select(checkpoint, options.weights)
+    plan, keys = _plan(selection, options)
+    named = list(_named(checkpoint, selection, plan))
+    rows = [_row(name) for name in named]
+    clean = [row for row in rows if row.key is not None]
+    tree = grow(clean)
+    training = _plain(training_facts(checkpoint, selection))
+    safety = judge(checkpoint.globals)
+    return Inspection(
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        file_bytes=checkpoint.file_bytes,
+        facts=checkpoint.facts,
+        metadata=checkpoint.metadata,
+        producer=selection.producer,
+        disk=disk_use(checkpoint, selection.candidates),
+        state_dicts=tuple(_summarise(candidate, selection) for candidate in selection.candidates),
+        keys=keys,
+        training=training,
+        hyper_parameters=to_plain(training.hyper_parameters),
+        ties=_ties(named),
+        safety=safety,
+        architecture=preview(clean, tree, checkpoint.format != "safetensors") if plan else None,
+        notes=_notes(checkpoint, selection, plan),
+        next=next_step(checkpoint, selection, keys, safety),
+        tensors=_listed(rows, named, options, progress or NoProgress()) if options.lists_tensors else None,
+        tree=fold(grow(_wanted(clean, options))) if options.tree else None,
+    )
+
+
+def judge(uses: Sequence[GlobalUse]) -> Safety:
+    """Give the verdict of the worst global that a pickle names."""
+    severities = {use.ref.severity for use in uses}
+    verdict: Verdict = "dangerous" if "dangerous" in severities else "unknown" if "unknown" in severities else "clean"
+    return Safety(verdict, tuple(uses))
+
+
+def _plain(training: Training) -> Training:
+    """Bring every value that a file states into plain words; the hyperparameters stay as they are."""
+    named = {field.name: getattr(training, field.name) for field in fields(training)}
+    facts: dict[str, Any] = {name: _plain_fact(fact) for name, fact in named.items() if isinstance(fact, Fact)}
+    for name in ("metrics", "versions"):
+        facts[name] = {key: _plain_fact(fact) for key, fact in named[name].items()}
+    return replace(training, **facts)
+
+
+def _plain_fact(fact: Fact) -> Fact:
+    return Fact(to_plain(fact.value), fact.evidence)
+
+
+def _plan(selection: Selection, options: InspectOptions) -> tuple[KeyPlan | None, KeySummary]:
+    if selection.chosen is None:
+        return None, KeySummary(None, refusal=selection.refusal)
+    try:
+        plan = plan_keys(selection.chosen, selection.producer, options.keys)
+    except PlanRefused as refused:
+        return None, KeySummary(None, refusal=Note(refused.code, str(refused)))
+    renamed = [move for move in plan.moves if move.target not in (None, move.source)]
+    return plan, KeySummary(
+        already_clean=plan.already_clean,
+        certainty=plan.certainty,
+        wrappers=plan.wrappers,
+        renamed=len(renamed),
+        examples=_examples(renamed),
+        dropped=plan.dropped,
+    )
+
+
+def _examples(renamed: Iterable[KeyMove]) -> tuple[KeyMove, ...]:
+    """Take the first key for each distinct way of losing segments."""
+    found: dict[tuple[str, ...], KeyMove] = {}
+    for move in renamed:
+        kept = set((move.target or "").split("."))
+        lost = tuple(segment for segment in move.source.split(".") if segment not in kept)
+        found.setdefault(lost, move)
+        if len(found) == _MAX_EXAMPLES:
+            break
+    return tuple(found.values())
+
+
+def _named(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> Iterator[_Named]:
+    """Name the tensors of the chosen state dict; where none is chosen, every tensor of the file by its place."""
+    if selection.chosen is None:
+        for path, value in walk(checkpoint.root):
+            if isinstance(value, TensorSpec | OpaqueTensor):
+                place = "".join(path).removeprefix(".")
+                yield _Named(place, place, value)
+        return
+    tensors = selection.chosen.tensors
+    if plan is None:
+        yield from (_Named(key, key, tensor) for key, tensor in tensors.items())
+        return
+    yield from (_Named(move.target, move.source, tensors[move.source]) for move in plan.moves if move.source in tensors)
+
+
+def _row(named: _Named) -> TensorRow:
+    tensor = named.tensor
+    return TensorRow(named.key, named.source, _dtype_name(tensor), tensor.shape, tensor.nbytes)
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    dtype = tensor.dtype
+    if isinstance(tensor, TensorSpec):
+        return tensor.dtype.name
+    return " ".join(filter(None, (tensor.kind, tensor.detail, dtype.name if dtype else "")))
+
+
+def _listed(
+    rows: Sequence[TensorRow], named: Sequence[_Named], options: InspectOptions, progress: Progress
+) -> tuple[TensorRow, ...]:
+    listed = list(_wanted(rows, options))
+    if options.statistics:
+        tensors = {name.source: name.tensor for name in named}
+        progress.start("reading values", sum(row.nbytes for row in listed))
+        listed = [_with_statistics(row, tensors[row.source_key], progress) for row in listed]
+    if options.sort != "file":
+        listed.sort(key=_ORDERS[options.sort])
+    return tuple(listed)
+
+
+def _with_statistics(row: TensorRow, tensor: Tensor, progress: Progress) -> TensorRow:
+    if not isinstance(tensor, TensorSpec):
+        return row
+    from ckptool.operations.statistics import tensor_statistics
+
+    statistics = tensor_statistics(tensor)
+    progress.advance(row.nbytes)
+    return row._replace(statistics=statistics)
+
+
+def _wanted(rows: Sequence[TensorRow], options: InspectOptions) -> Sequence[TensorRow]:
+    if not options.include and not options.exclude:
+        return rows
+    matches = [_matcher(globs) for globs in (options.include, options.exclude)]
+    included, excluded = matches
+    names = [row.key or row.source_key for row in rows]
+    return [
+        row
+        for row, name in zip(rows, names, strict=True)
+        if (not options.include or included(name)) and not (options.exclude and excluded(name))
+    ]
+
+
+def _matcher(globs: Iterable[str]) -> Callable[[str], Any]:
+    return re.compile("|".join(map(translate, globs))).match
+
+
+def _summarise(candidate: StateDict, selection: Selection) -> StateDictSummary:
+    tensors = candidate.tensors
+    distinct = {_identity(tensor): (key, tensor) for key, tensor in reversed(tensors.items())}
+    elements = {identity: _elements(tensor) for identity, (_, tensor) in distinct.items()}
+    trained = [identity for identity, (key, _) in distinct.items() if key.rpartition(".")[2] not in _BUFFERS]
+    return StateDictSummary(
+        path=candidate.name,
+        role=candidate.role,
+        selected=candidate is selection.chosen,
+        reason=candidate.reason,
+        tensors=len(tensors),
+        parameters=sum(elements[identity] for identity in trained),
+        elements=sum(map(_elements, tensors.values())),
+        nbytes=sum(tensor.nbytes for _, tensor in distinct.values()),
+        dtypes=_dtype_shares(tensors.values()),
+    )
+
+
+def _identity(tensor: Tensor) -> Any:
+    """Identify the very same values; an empty tensor is only itself."""
+    if isinstance(tensor, TensorSpec) and tensor.numel:
+        return tensor.view_key
+    return id(tensor)
+
+
+def _elements(tensor: Tensor) -> int:
+    return 0 if tensor.shape is None else math.prod(tensor.shape)
+
+
+def _dtype_shares(tensors: Iterable[Tensor]) -> tuple[DTypeShare, ...]:
+    groups: dict[str, list[int]] = {}
+    for tensor in tensors:
+        group = groups.setdefault(_dtype_name(tensor), [0, 0, 0])
+        group[0] += 1
+        group[1] += _elements(tensor)
+        group[2] += tensor.nbytes
+    shares = [DTypeShare(name, *counts) for name, counts in groups.items()]
+    return tuple(sorted(shares, key=lambda share: -share.nbytes))
+
+
+def _ties(named: Iterable[_Named]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[Any, list[str]] = {}
+    for name in named:
+        if name.key is not None:
+            groups.setdefault(_identity(name.tensor), []).append(name.key)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _notes(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> tuple[Note, ...]:
+    found = [Note(finding.code, finding.text) for finding in checkpoint.findings]
+    return (*found, *selection.notes, *(plan.notes if plan else ()))

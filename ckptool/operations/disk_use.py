@@ -1,0 +1,119 @@
+"""Add up what takes the space of a checkpoint file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.inspection import DiskUse
+from ckptool.model.plans import Role, StateDict
+from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, children
+
+Group = Literal["weights", "ema", "optimizer", "other"]
+
+_GROUP_OF_ROLE: dict[Role, Group] = {"main": "weights", "peer": "weights", "raw": "weights", "ema": "ema"}
+_CONTAINERS = (DictNode, list, tuple, OpaqueTensor)
+
+
+def disk_use(checkpoint: Checkpoint, candidates: Iterable[StateDict]) -> DiskUse:
+    """Split the bytes of a file between its state dicts, its optimizer and the rest."""
+    tally = _Tally()
+    for state_dict in sorted(candidates, key=lambda candidate: candidate.role == "ema"):
+        for value in state_dict.entries.values():
+            tally.visit(value, _GROUP_OF_ROLE[state_dict.role])
+    tally.visit(checkpoint.root, "other")
+    counted = tally.shown_bytes()
+    stored = {storage for storage, _ in tally.shown.values()} | set(checkpoint.storages)
+    hidden = sum(storage.nbytes for storage in stored) - sum(counted.values())
+    named = counted["weights"] + counted["ema"] + counted["optimizer"]
+    rest = max(checkpoint.file_bytes - named - hidden, 0)
+    return DiskUse(counted["weights"], counted["ema"], counted["optimizer"], rest, hidden)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Collect the views of every storage; the first group to show a storage owns it."""
+
+    seen: set[int] = field(default_factory=set)
+    shown: dict[int, tuple[Storage, list[TensorSpec]]] = field(default_factory=dict)
+    owner: dict[int, Group] = field(default_factory=dict)
+
+    def visit(self, root: Any, group: Group) -> None:
+        stack = [(root, group)]
+        while stack:
+            value, group = stack.pop()
+            if id(value) in self.seen:
+                continue
+            self.seen.add(id(value))
+            if type(value) is TensorSpec:
+                self._show(value, group)
+                continue
+            if isinstance(value, DictNode) and "state" in value and "param_groups" in value:
+                group = "optimizer"
+            stack.extend((child, group) for _, child in children(value) if not isinstance(child, _PLAIN))
+
+    def _show(self, spec: TensorSpec, group: Group) -> None:
+        key = id(spec.storage)
+        if key in self.shown:
+            self.shown[key][1].append(spec)
+        else:
+            self.shown[key] = (spec.storage, [spec])
+            self.owner[key] = group
+
+    def shown_bytes(self) -> dict[Group, int]:
+        """Count the bytes that the tensors of each group show."""
+        counted: dict[Group, int] = {"weights": 0, "ema": 0, "optimizer": 0, "other": 0}
+        for key, (storage, specs) in self.shown.items():
+            counted[self.owner[key]] += _covered(storage, specs)
+        return counted
+
+
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def _covered(storage: Storage, specs: list[TensorSpec]) -> int:
+    """Count the bytes of a storage that its views show; views with gaps are taken as disjoint from all others."""
+    if len(specs) == 1 and specs[0].nbytes == storage.nbytes and specs[0].is_contiguous:
+        return storage.nbytes
+    ranges: list[tuple[int, int]] = []
+    scattered: dict[tuple[Any, ...], int] = {}
+    for spec in specs:
+        start, end, distinct = _extent(spec)
+        if distinct == end - start:
+            ranges.append((start, end))
+        else:
+            scattered[spec.view_key] = distinct
+    return min(storage.nbytes, _union(ranges) + sum(scattered.values()))
+
+
+def _extent(spec: TensorSpec) -> tuple[int, int, int]:
+    """Give the first byte, the byte after the last, and how many distinct bytes a view can show between them."""
+    itemsize = spec.dtype.itemsize
+    if not spec.numel:
+        return 0, 0, 0
+    span = 1
+    distinct = 1
+    for length, stride in zip(spec.shape, spec.stride, strict=True):
+        span += (length - 1) * stride
+        distinct *= length if stride else 1
+    start = spec.offset * itemsize
+    return start, start + span * itemsize, min(distinct, span) * itemsize
+
+
+def _union(ranges: list[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in _merged(sorted(ranges)))
+
+
+def _merged(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    current: tuple[int, int] | None = None
+    for start, end in ranges:
+        if current is None or start > current[1]:
+            if current is not None:
+                yield current
+            current = (start, end)
+        else:
+            current = (current[0], max(current[1], end))
+    if current is not None:
+        yield current

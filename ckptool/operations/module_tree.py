@@ -1,0 +1,132 @@
+"""Fold flat names into the tree of modules that they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from ckptool.model.inspection import ModuleNode, TensorRow
+
+# A name can hold more dots than Python can recurse; what lies deeper stays one segment.
+MAX_DEPTH = 64
+
+
+@dataclass(slots=True)
+class Branch:
+    """Hold one level of names: the tensor that ends here, if any, and what goes on."""
+
+    leaf: TensorRow | None = None
+    below: dict[str, Branch] = field(default_factory=dict)
+
+
+def grow(rows: Iterable[TensorRow]) -> Branch:
+    """Sort tensors into a tree by the segments of their clean names, in the given order."""
+    root = Branch()
+    for row in rows:
+        branch = root
+        for segment in (row.key or row.source_key).split(".", MAX_DEPTH):
+            following = branch.below.get(segment)
+            if following is None:
+                following = branch.below[segment] = Branch()
+            branch = following
+        branch.leaf = row
+    return root
+
+
+def fold(root: Branch, name: str = "") -> ModuleNode:
+    """Sum up a tree; equal neighbours with consecutive numbers become one node, chains of single children too."""
+    return _Folder().fold(name, root)[0]
+
+
+@dataclass(slots=True)
+class _Folder:
+    """Number every distinct subtree shape, so that comparing two of them is comparing two numbers."""
+
+    shapes: dict[object, int] = field(default_factory=dict)
+
+    def fold(self, name: str, branch: Branch) -> tuple[ModuleNode, int]:
+        name, branch = _follow_chain(name, branch)
+        folded = [self.fold(segment, below) for segment, below in branch.below.items()]
+        children = [child for child, _ in folded]
+        leaf = branch.leaf
+        shape = (
+            leaf and (leaf.dtype, leaf.shape),
+            tuple((child.name, number) for child, number in folded),
+        )
+        node = _node(name, leaf, children, tuple(_merge_repeats(folded)))
+        return node, self.shapes.setdefault(shape, len(self.shapes))
+
+
+def _node(name: str, leaf: TensorRow | None, children: list[ModuleNode], shown: tuple[ModuleNode, ...]) -> ModuleNode:
+    node = ModuleNode(
+        name,
+        1,
+        sum(child.tensors for child in children),
+        sum(child.elements for child in children),
+        sum(child.nbytes for child in children),
+        children=shown,
+    )
+    if leaf is None:
+        return node
+    return replace(
+        node,
+        tensors=node.tensors + 1,
+        elements=node.elements + elements_of(leaf),
+        nbytes=node.nbytes + leaf.nbytes,
+        dtype=leaf.dtype,
+        shape=leaf.shape,
+    )
+
+
+def elements_of(row: TensorRow) -> int:
+    """Count the elements of a tensor; 0 where its shape is not known."""
+    return 0 if row.shape is None else math.prod(row.shape)
+
+
+def _follow_chain(name: str, branch: Branch) -> tuple[str, Branch]:
+    # A number stays alone: only then can it be joined with its neighbours.
+    if is_number(name):
+        return name, branch
+    while branch.leaf is None and len(branch.below) == 1:
+        segment, following = next(iter(branch.below.items()))
+        if following.leaf is not None:
+            break
+        name, branch = f"{name}.{segment}" if name else segment, following
+        if is_number(segment):
+            break
+    return name, branch
+
+
+def _merge_repeats(folded: list[tuple[ModuleNode, int]]) -> Iterable[ModuleNode]:
+    """Join runs of equal subtrees with consecutive numbers into one node each."""
+    start = 0
+    for end in range(1, len(folded) + 1):
+        if end == len(folded) or not _continues(folded[end - 1], folded[end]):
+            yield _repeat([node for node, _ in folded[start:end]])
+            start = end
+
+
+def _continues(one: tuple[ModuleNode, int], other: tuple[ModuleNode, int]) -> bool:
+    return one[1] == other[1] and is_number(one[0].name) and other[0].name == str(int(one[0].name) + 1)
+
+
+def is_number(segment: str) -> bool:
+    """Tell whether a segment is an index, as a ``ModuleList`` writes it."""
+    return segment.isascii() and segment.isdigit() and len(segment) < 10
+
+
+def _repeat(nodes: list[ModuleNode]) -> ModuleNode:
+    first = nodes[0]
+    if len(nodes) == 1:
+        return first
+    return ModuleNode(
+        f"[{first.name}-{nodes[-1].name}]",
+        len(nodes),
+        sum(node.tensors for node in nodes),
+        sum(node.elements for node in nodes),
+        sum(node.nbytes for node in nodes),
+        first.dtype,
+        first.shape,
+        first.children,
+    )

@@ -1,0 +1,151 @@
+"""Guess the network from names and shapes alone, and say nothing where they do not tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ckptool.model.inspection import Architecture, Layer, ModuleNode, TensorRow
+from ckptool.operations.module_tree import Branch, elements_of, is_number
+
+# What a weight with so many dimensions belongs to, in torch.nn.
+_KIND_BY_DIMENSIONS = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
+_LAYER_KINDS = frozenset({*_KIND_BY_DIMENSIONS.values(), "embedding"})
+_EMBEDDING = re.compile(r"(^|[._])(emb|embed\w*|wte|wpe|word_embeddings|token_emb\w*)($|[._\d])", re.IGNORECASE)
+_CLASSIFIER = frozenset(
+    {"classifier", "cls", "fc", "head", "heads", "last_linear", "linear", "logits", "out", "output", "pred"}
+    | {"prediction", "predictions", "score"}
+)
+_LANGUAGE_HEAD = frozenset({"lm_head", "embed_out", "output_projection"})
+_MAX_INPUT_CHANNELS = 16
+
+
+def preview(rows: Sequence[TensorRow], root: Branch, in_order: bool) -> Architecture | None:
+    """Describe the network that the tensors (clean names) come from, or None where none looks like a layer.
+
+    ``in_order`` says that the rows come in the order of the modules; safetensors files sort them by name instead.
+    """
+    layers = list(_layers(rows))
+    through = [layer for layer in layers if layer.kind in _LAYER_KINDS]
+    if not through:
+        return None
+    first = through[0] if in_order else _only(_unfed(through))
+    last = through[-1] if in_order else _only(_heads(through))
+    return Architecture(
+        layers=_count(layer.kind for layer in layers),
+        first=first,
+        last=last,
+        widths=tuple(dict.fromkeys(layer.outputs for layer in through)) if in_order else (),
+        input_channels=first.inputs if first and _reads_channels(first) else None,
+        classes=_classes(first, last, through, in_order),
+        vocabulary=_vocabulary(through),
+        blocks=tuple(_blocks("", root)),
+    )
+
+
+def _layers(rows: Sequence[TensorRow]) -> Iterable[Layer]:
+    names = {row.key for row in rows}
+    for row in rows:
+        module, _, leaf = (row.key or "").rpartition(".")
+        if leaf == "weight" and row.shape:
+            yield _layer(module, row.shape, names)
+
+
+def _layer(module: str, shape: tuple[int, ...], names: set[str | None]) -> Layer:
+    if len(shape) == 1:
+        kind = "batch norm" if f"{module}.running_mean" in names else "norm"
+        return Layer(module, kind, shape[0], shape[0], shape)
+    if len(shape) == 2 and _EMBEDDING.search(module) and f"{module}.bias" not in names:
+        return Layer(module, "embedding", shape[0], shape[1], shape)
+    return Layer(module, _KIND_BY_DIMENSIONS.get(len(shape), "other"), shape[1], shape[0], shape)
+
+
+def _count(kinds: Iterable[str]) -> Mapping[str, int]:
+    counts: dict[str, int] = {}
+    for kind in kinds:
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+def _unfed(layers: list[Layer]) -> list[Layer]:
+    """Find the layers whose input width nothing in the network puts out."""
+    made = {layer.outputs for layer in layers}
+    return [layer for layer in layers if layer.inputs not in made and (layer.kind == "linear" or layer.inputs > 1)]
+
+
+def _heads(layers: list[Layer]) -> list[Layer]:
+    return [layer for layer in layers if _is_named(layer, _CLASSIFIER | _LANGUAGE_HEAD)]
+
+
+def _is_named(layer: Layer, names: frozenset[str]) -> bool:
+    segments = layer.name.split(".")
+    own = segments[-1]
+    # The last layer of ``classifier = Sequential(...)`` is called ``classifier.6``.
+    return own in names or (is_number(own) and len(segments) > 1 and segments[-2] in names)
+
+
+def _only(layers: list[Layer]) -> Layer | None:
+    return layers[0] if len(layers) == 1 else None
+
+
+def _reads_channels(layer: Layer) -> bool:
+    return layer.kind.startswith("conv") and layer.inputs <= _MAX_INPUT_CHANNELS
+
+
+def _classes(first: Layer | None, last: Layer | None, layers: list[Layer], in_order: bool) -> int | None:
+    if last is None or last.kind == "embedding":
+        return None
+    if _is_named(last, _CLASSIFIER):
+        return last.outputs
+    # An unnamed last layer of a plain Sequential counts where its width goes nowhere else and is not the input's.
+    ends = in_order and last is not first and is_number(last.name.rpartition(".")[2])
+    used = {layer.inputs for layer in layers}
+    return last.outputs if ends and last.kind == "linear" and last.outputs not in used else None
+
+
+def _vocabulary(layers: list[Layer]) -> int | None:
+    return next((layer.outputs for layer in layers if _is_named(layer, _LANGUAGE_HEAD)), None)
+
+
+def _blocks(name: str, branch: Branch) -> Iterable[ModuleNode]:
+    """List the parts of a network: stacks of numbered blocks as one part each, everything else by its module."""
+    numbers = [segment for segment in branch.below if is_number(segment)]
+    modules = [segment for segment, below in branch.below.items() if below.below]
+    if name and numbers and len(numbers) == len(branch.below) and modules:
+        yield _sum_up(f"{name}.{_span(numbers)}", len(numbers), branch)
+    elif name and not any(_has_stack(branch.below[segment]) for segment in modules):
+        yield _sum_up(name, 1, branch)
+    else:
+        for segment, below in branch.below.items():
+            yield from _blocks(f"{name}.{segment}" if name else segment, below)
+
+
+def _has_stack(branch: Branch) -> bool:
+    below = branch.below
+    if len(below) > 1 and all(map(is_number, below)) and any(child.below for child in below.values()):
+        return True
+    return any(_has_stack(child) for child in below.values())
+
+
+def _span(numbers: list[str]) -> str:
+    """Write indices as one range where they are one, otherwise as a list."""
+    values = [int(number) for number in numbers]
+    if len(values) == 1:
+        return numbers[0]
+    if values == list(range(values[0], values[0] + len(values))):
+        return f"[{values[0]}-{values[-1]}]"
+    return f"[{','.join(numbers)}]"
+
+
+def _sum_up(name: str, repeats: int, branch: Branch) -> ModuleNode:
+    rows = list(_leaves(branch))
+    return ModuleNode(name, repeats, len(rows), sum(elements_of(row) for row in rows), sum(row.nbytes for row in rows))
+
+
+def _leaves(branch: Branch) -> Iterable[TensorRow]:
+    stack = [branch]
+    while stack:
+        current = stack.pop()
+        if current.leaf is not None:
+            yield current.leaf
+        stack.extend(current.below.values())

@@ -1,0 +1,145 @@
+"""What inspect found, for programs: as a JSON document and as tab-separated lines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ckptool.model.inspection import (
+    Architecture,
+    Inspection,
+    KeySummary,
+    ModuleNode,
+    StateDictSummary,
+    TensorRow,
+)
+from ckptool.model.results import TensorStatistics
+from ckptool.model.training import Fact, Training
+from ckptool.model.values import GlobalUse
+
+SCHEMA = "ckptool.inspect/1"
+
+
+def document(inspection: Inspection) -> dict[str, Any]:
+    """Lay one inspection out as the fields of a JSON object (sizes in bytes); the names are stable."""
+    fields = {
+        "path": inspection.path,
+        "format": inspection.format,
+        "file_bytes": inspection.file_bytes,
+        "container": dict(inspection.facts),
+        "metadata": dict(inspection.metadata),
+        "producer": asdict(inspection.producer),
+        "disk": asdict(inspection.disk),
+        "state_dicts": [_state_dict(summary) for summary in inspection.state_dicts],
+        "keys": _keys(inspection.keys),
+        "training": _training(inspection.training),
+        "hyper_parameters": inspection.hyper_parameters,
+        "ties": [list(names) for names in inspection.ties],
+        "safety": {"verdict": inspection.safety.verdict, "globals": list(map(_global, inspection.safety.globals))},
+        "architecture": inspection.architecture and _architecture(inspection.architecture),
+        "notes": list(map(asdict, inspection.notes)),
+        "next": inspection.next.command,
+        "next_reason": inspection.next.reason,
+    }
+    if inspection.tensors is not None:
+        fields["tensors"] = list(map(_tensor, inspection.tensors))
+    if inspection.tree is not None:
+        fields["tree"] = _module(inspection.tree)
+    return fields
+
+
+def _state_dict(summary: StateDictSummary) -> dict[str, Any]:
+    return {
+        "path": summary.path,
+        "role": summary.role,
+        "selected": summary.selected,
+        "reason": summary.reason,
+        "tensors": summary.tensors,
+        "parameters": summary.parameters,
+        "elements": summary.elements,
+        "bytes": summary.nbytes,
+        "dtypes": {
+            share.dtype: {"tensors": share.tensors, "elements": share.elements, "bytes": share.nbytes}
+            for share in summary.dtypes
+        },
+    }
+
+
+def _keys(keys: KeySummary) -> dict[str, Any]:
+    return {
+        "already_clean": keys.already_clean,
+        "certainty": keys.certainty,
+        "wrappers": list(map(asdict, keys.wrappers)),
+        "renamed": keys.renamed,
+        "examples": list(map(asdict, keys.examples)),
+        "dropped": list(map(asdict, keys.dropped)),
+        "refusal": keys.refusal and asdict(keys.refusal),
+    }
+
+
+def _training(training: Training) -> dict[str, Any]:
+    plain = ("epoch", "global_step", "monitor", "mode", "learning_rate", "optimizer")
+    with_evidence = ("compiled", "strategy", "ema")
+    return {
+        **{name: _value(getattr(training, name)) for name in plain},
+        "metrics": {name: fact.value for name, fact in training.metrics.items()},
+        "versions": {name: fact.value for name, fact in training.versions.items()},
+        **{name: _with_evidence(getattr(training, name)) for name in with_evidence},
+    }
+
+
+def _value(fact: Fact | None) -> Any:
+    return None if fact is None else fact.value
+
+
+def _with_evidence(fact: Fact | None) -> dict[str, Any] | None:
+    return None if fact is None else {"value": fact.value, "evidence": fact.evidence}
+
+
+def _global(use: GlobalUse) -> dict[str, Any]:
+    return {"name": use.ref.full_name, "severity": use.ref.severity, "where": use.where, "called": use.called}
+
+
+def _architecture(architecture: Architecture) -> dict[str, Any]:
+    return {
+        "layers": dict(architecture.layers),
+        "first": architecture.first and asdict(architecture.first),
+        "last": architecture.last and asdict(architecture.last),
+        "widths": architecture.widths,
+        "input_channels": architecture.input_channels,
+        "classes": architecture.classes,
+        "vocabulary": architecture.vocabulary,
+        "blocks": [_module(block) for block in architecture.blocks],
+    }
+
+
+def _tensor(tensor: TensorRow) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "key": tensor.key,
+        "source_key": tensor.source_key,
+        "dtype": tensor.dtype,
+        "shape": tensor.shape,
+        "bytes": tensor.nbytes,
+    }
+    if tensor.statistics is not None:
+        fields["statistics"] = _statistics(tensor.statistics)
+    return fields
+
+
+def _statistics(statistics: TensorStatistics) -> dict[str, Any]:
+    return {**asdict(statistics), "finite": statistics.finite, "finite_share": statistics.finite_share}
+
+
+def _module(node: ModuleNode) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "name": node.name,
+        "repeats": node.repeats,
+        "tensors": node.tensors,
+        "elements": node.elements,
+        "bytes": node.nbytes,
+    }
+    if node.dtype:
+        fields |= {"dtype": node.dtype, "shape": node.shape}
+    if node.children:
+        fields["children"] = list(map(_module, node.children))
+    return fields
