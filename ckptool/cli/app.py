@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -31,7 +32,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def ckptool(
+def describe_program(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
@@ -43,23 +44,50 @@ def ckptool(
     """
 
 
-def command(name: str, example: str) -> Callable[[Callable[..., Status]], Callable[..., None]]:
-    """Register a function that answers with a ``Status``, with one example under its help."""
+def command(name: str, example: str) -> Callable[[Callable[..., Status]], Callable[..., Status]]:
+    """Register a function that answers with a ``Status``, with one example under its help.
 
-    def register(function: Callable[..., Status]) -> Callable[..., None]:
-        @app.command(name, epilog=f"Example:  {example}")
-        @functools.wraps(function)
-        def answer(*args: object, **kwargs: object) -> None:
-            raise typer.Exit(_answer(function, args, kwargs))
+    A parameter that is a dataclass of options stands for all of its fields.
+    """
 
-        return answer
+    def register(function: Callable[..., Status]) -> Callable[..., Status]:
+        defaults = inspect.signature(function).parameters
+        hints = get_type_hints(function, include_extras=True)
+        del hints["return"]
+        groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+
+        def answer(**kwargs: Any) -> None:
+            for group_name, group in groups.items():
+                kwargs[group_name] = group(**{field.name: kwargs.pop(field.name) for field in fields(group)})
+            raise typer.Exit(_answer(function, kwargs))
+
+        answer.__doc__ = function.__doc__
+        # Typer reads the options of a command off its signature.
+        answer.__signature__ = inspect.Signature(_parameters(hints, defaults))  # type: ignore[attr-defined]
+        app.command(name, epilog=f"Example:  {example}")(answer)
+        return function
 
     return register
 
 
-def _answer(function: Callable[..., Status], args: tuple[object, ...], kwargs: dict[str, object]) -> Status:
+def _parameters(hints: Mapping[str, Any], own: Mapping[str, inspect.Parameter]) -> list[inspect.Parameter]:
+    parameters = []
+    for name, hint in hints.items():
+        if is_dataclass(hint):
+            below = get_type_hints(hint, include_extras=True)
+            parameters += [_parameter(field.name, below[field.name], field.default) for field in fields(hint)]
+        else:
+            parameters.append(_parameter(name, hint, own[name].default))
+    return parameters
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _answer(function: Callable[..., Status], kwargs: Mapping[str, Any]) -> Status:
     try:
-        status = function(*args, **kwargs)
+        status = function(**kwargs)
         sys.stdout.flush()
     except CkptoolError as error:
         from ckptool.cli.terminal import complain
@@ -70,7 +98,3 @@ def _answer(function: Callable[..., Status], args: tuple[object, ...], kwargs: d
         typer.echo("ckptool: interrupted", err=True)
         return Status.INTERRUPTED
     return status
-
-
-# Imported for their registration, after ``command`` exists.
-from ckptool.cli import convert, inspect  # noqa: E402, F401

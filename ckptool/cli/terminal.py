@@ -6,13 +6,11 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
-from typing import Literal
 
 import typer
 
+from ckptool.errors import CkptoolError
 from ckptool.reports.text import safe_text
-
-ColorChoice = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +23,13 @@ class Terminal:
     quiet: bool = False
 
 
-def detect(color: ColorChoice, quiet: bool = False) -> Terminal:
-    """Look at stdout and the environment (``NO_COLOR``, ``TERM=dumb``)."""
+def detect(color: str, quiet: bool = False) -> Terminal:
+    """Look at stdout and the environment (``NO_COLOR``, ``TERM=dumb``); ``color`` is auto, always or never.
+
+    :raises CkptoolError: it is another word.
+    """
+    if color not in ("auto", "always", "never"):
+        raise CkptoolError(f"--color {color}: choose one of auto, always, never")
     is_terminal = sys.stdout.isatty()
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     wanted = color == "always" or (color == "auto" and is_terminal and not plain)
@@ -43,3 +46,9 @@ def remark(message: str, terminal: Terminal) -> None:
     """Write one note to stderr, unless the user asked for quiet."""
     if not terminal.quiet:
         typer.echo("note: " + safe_text(message), err=True)
+
+
+def show(text: str) -> None:
+    """Write the answer to stdout; what the encoding cannot say is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -60,7 +60,8 @@ class Conversion:
     """Tell what one conversion did, or with ``dry_run`` would do.
 
     ``state_dict`` and ``role`` say which state dict was taken. ``moves`` are all its keys; ``dropped`` lists what did not
-    make it into the output, keys and other content. ``source_bytes`` and ``target_bytes`` are file sizes (of the
+    make it into the output, keys and other content; ``flattened`` the foreign objects of which the fields are kept as
+    plain data. ``source_bytes`` and ``target_bytes`` are file sizes (of the
     tensors alone in a dry run). ``digest`` is that of the written tensors, where asked for.
     """
 
@@ -75,6 +76,7 @@ class Conversion:
     moves: tuple[KeyMove, ...]
     tensors: int
     dropped: tuple[Dropped, ...]
+    flattened: tuple[str, ...]
     ties: tuple[Tie, ...]
     casts: tuple[CastLoss, ...]
     notes: tuple[Note, ...]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-from ckptool.errors import CkptoolError, OutputRefused, PlanRefused
+from ckptool.errors import OutputRefused, PlanRefused
 from ckptool.formats import open_checkpoint
 from ckptool.layouts import plan_keys, select
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
-from ckptool.model.plans import KeyPlan, Note, Selection, StateDict
+from ckptool.model.plans import KeyPlan, Note, PlannedTensor, Selection, StateDict
 from ckptool.model.results import CastLoss
 from ckptool.model.sources import NoProgress, Progress
+from ckptool.model.values import TensorSpec
 from ckptool.operations.copying import PlannedCopy, plan_copy
-from ckptool.operations.facts import facts_as_text
+from ckptool.operations.facts import NO_FACTS, facts_as_text
 from ckptool.operations.readback import check_staged
 from ckptool.writers import WRITERS, staging
 
@@ -66,14 +67,14 @@ def convert(
         kind = kind or kind_of_format(checkpoint.format)
         if options.keep_rest and kind == "safetensors" and not options.in_place:
             raise OutputRefused(f"{target}: a safetensors file cannot keep the rest of a container; write a .pt file")
-        facts = facts_as_text(checkpoint, selection) if kind == "safetensors" and options.metadata else {}
+        facts = facts_as_text(checkpoint, selection) if kind == "safetensors" and options.metadata else NO_FACTS
         copy = plan_copy(checkpoint, state_dict, key_plan, options, kind, facts)
         _guard(checkpoint, copy, options)
         target_bytes, digest = sum(spec.nbytes for spec in copy.specs.values()), None
         if not options.dry_run:
             assert target is not None
             target_bytes, digest = _write(copy, target, kind, options, progress or NoProgress())
-        losses = tuple(tally.loss() for tally in copy.tallies)
+        losses = tuple(tally.loss for tally in copy.tallies)
         notes = (*selection.notes, *key_plan.notes, *copy.notes)
         return Conversion(
             source=source,
@@ -87,6 +88,7 @@ def convert(
             moves=key_plan.moves,
             tensors=len(copy.specs),
             dropped=copy.dropped,
+            flattened=copy.flattened,
             ties=copy.ties,
             casts=losses,
             notes=notes,
@@ -107,9 +109,7 @@ def chosen_state_dict(checkpoint: Checkpoint, selection: Selection) -> StateDict
     raise PlanRefused(refusal.code, f"{checkpoint.path}: {refusal.text}")
 
 
-def _plan_keys(
-    checkpoint: Checkpoint, state_dict: StateDict, selection: Selection, options: ConvertOptions
-) -> KeyPlan:
+def _plan_keys(checkpoint: Checkpoint, state_dict: StateDict, selection: Selection, options: ConvertOptions) -> KeyPlan:
     try:
         return plan_keys(state_dict, selection.producer, options.keys)
     except PlanRefused as refusal:
@@ -144,7 +144,7 @@ def _write(
         checksums = writer.write(copy.plan, staged.file, progress)
         staged.sync()
         if options.fail_on_overflow:
-            _refuse_overflow(target, [tally.loss() for tally in copy.tallies])
+            _refuse_overflow(target, [tally.loss for tally in copy.tallies])
         progress.start("reading back", copy.payload_bytes)
         with open_checkpoint(staged.path) as written:
             found = check_staged(written, copy.plan, checksums, progress)
@@ -154,11 +154,19 @@ def _write(
     return nbytes, digest
 
 
+def _digest(copy: PlannedCopy, found: Mapping[PlannedTensor, TensorSpec]) -> str:
+    from ckptool.operations.digest import digest
+
+    tensors = copy.plan.tensors
+    specs = {name: found[tensors[copy.plan.aliases.get(name, name)]] for name in copy.specs}
+    return digest(specs)
+
+
 def _refuse_overflow(target: Path, losses: list[CastLoss]) -> None:
     overflowed = [loss for loss in losses if loss.overflowed or loss.saturated]
     if overflowed:
         first = overflowed[0]
         raise OutputRefused(
-            f'{target}: {len(overflowed)} tensor(s) overflow in {first.target}, "{first.key}" with '
-            f"{first.overflowed + first.saturated} of {first.elements} values; nothing was written: choose a wider --dtype"
+            f'{target}: not written, {len(overflowed)} tensor(s) overflow in {first.target}: "{first.key}" with '
+            f"{first.overflowed + first.saturated} of {first.elements} values; choose a wider --dtype"
         )

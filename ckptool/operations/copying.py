@@ -13,6 +13,7 @@ from ckptool.model.conversion import ConvertOptions, Dropped, OutputKind, Tie
 from ckptool.model.dtypes import DType
 from ckptool.model.plans import CopyPlan, KeyPlan, Note, PlannedTensor, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, walk
+from ckptool.operations.facts import CarriedFacts
 from ckptool.operations.rest import Rebuilder
 from ckptool.operations.transforms import payload_of
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # NumPy is loaded where a cast is asked for, and nowhere else
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedCopy:
-    """Hold a copy plan with all that will not be in the output, and what its casts will have counted once it is written.
+    """Hold a copy plan, what it leaves out, and what its casts will have counted once it is written.
 
     ``specs`` are the source tensors by clean name. ``foreign`` are the dropped objects of foreign classes among
     ``dropped``; ``flattened`` are those of which the fields are kept.
@@ -36,6 +37,11 @@ class PlannedCopy:
     ties: tuple[Tie, ...]
     tallies: tuple[CastTally, ...]
     notes: tuple[Note, ...]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Sum the bytes of the selected tensors, tied ones once."""
+        return sum(payload.nbytes for payload in {tensor.payload for tensor in self.plan.tensors.values()})
 
 
 @dataclass(slots=True)
@@ -73,11 +79,11 @@ def plan_copy(
     key_plan: KeyPlan,
     options: ConvertOptions,
     kind: OutputKind,
-    facts: Mapping[str, str],
+    facts: CarriedFacts,
 ) -> PlannedCopy:
     """Plan the bytes of every tensor of the output, in the order of the input.
 
-    ``facts`` is text about the training that a safetensors header can carry.
+    ``facts`` is what a safetensors header can carry of the training.
 
     :raises UnsupportedTensor: a selected tensor is not one dense array, or its view cannot be written out.
     :raises UnreadableCheckpoint: with ``keep_rest``, the rest cannot be rebuilt as plain data.
@@ -88,7 +94,7 @@ def plan_copy(
     rebuilder = Rebuilder(placer.place, lambda name: rename_key(key_plan, name), {}, options.foreign)
     if kind == "safetensors":
         plan = _plan_safetensors(checkpoint, options, tensors, facts)
-        lost = [*_not_tensors(state_dict, key_plan, tensors), *_beside(checkpoint, state_dict, set(facts))]
+        lost = [*_not_tensors(state_dict, key_plan, tensors), *_beside(checkpoint, state_dict, facts.places)]
     else:
         root = _clean_node(state_dict, key_plan, tensors, rebuilder)
         root, lost = _with_rest(checkpoint, state_dict, root, rebuilder, options)
@@ -124,11 +130,11 @@ def _selected_tensors(checkpoint: Checkpoint, state_dict: StateDict, key_plan: K
 
 
 def _plan_safetensors(
-    checkpoint: Checkpoint, options: ConvertOptions, tensors: dict[str, PlannedTensor], facts: Mapping[str, str]
+    checkpoint: Checkpoint, options: ConvertOptions, tensors: dict[str, PlannedTensor], facts: CarriedFacts
 ) -> CopyPlan:
     aliases = _aliases(tensors, options.keys.reference or {})
     written = {name: tensor for name, tensor in tensors.items() if name not in aliases}
-    metadata = {"format": "pt", **(_carried(checkpoint) if options.metadata else {}), **facts, **aliases}
+    metadata = {"format": "pt", **(_carried(checkpoint) if options.metadata else {}), **facts.text, **aliases}
     return CopyPlan(written, None, metadata, aliases)
 
 
@@ -190,7 +196,7 @@ def _with_rest(
     checkpoint: Checkpoint, state_dict: StateDict, clean: DictNode, rebuilder: Rebuilder, options: ConvertOptions
 ) -> tuple[Any, list[Dropped]]:
     if not options.keep_rest:
-        return clean, _beside(checkpoint, state_dict, set())
+        return clean, _beside(checkpoint, state_dict, frozenset())
     rebuilder.replaced[id(_node_at(checkpoint.root, state_dict.path))] = clean
     return rebuilder.rebuild(checkpoint.root), []
 
@@ -204,7 +210,7 @@ def _node_at(root: Any, path: tuple[str, ...]) -> Any:
 # --- what both tell ---
 
 
-def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: set[str]) -> list[Dropped]:
+def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[str]) -> list[Dropped]:
     """List what stands beside the chosen state dict in its container and is not written."""
     dropped = []
     node = checkpoint.root
@@ -261,7 +267,9 @@ def _storage_notes(storage: Storage, views: list[tuple[str, TensorSpec]]) -> Ite
         if end > covered_to:
             covered_to, previous = end, name
     if covered < storage.nbytes:
-        text = f"storage {storage.key} holds {storage.nbytes - covered} bytes that no selected tensor shows: not written"
+        text = (
+            f"storage {storage.key} holds {storage.nbytes - covered} bytes that no selected tensor shows: not written"
+        )
         yield Note("slack-left", text)
 
 

@@ -13,18 +13,25 @@ from ckptool.model.sources import Progress
 from ckptool.model.values import DictNode, SetNode, TensorSpec
 
 
-def check_staged(staged: Checkpoint, plan: CopyPlan, checksums: Mapping[Payload, int], progress: Progress) -> None:
+def check_staged(
+    staged: Checkpoint, plan: CopyPlan, checksums: Mapping[Payload, int], progress: Progress
+) -> dict[PlannedTensor, TensorSpec]:
     """Compare names, dtypes, shapes, plain values and the checksum of every tensor with what was meant.
+
+    Give what each planned tensor has become.
 
     :raises UnreadableCheckpoint: the file on disk is not what was written.
     """
     expected = DictNode(list(plan.tensors.items())) if plan.root is None else plan.root
+    found: dict[PlannedTensor, TensorSpec] = {}
     checked: set[Payload] = set()
     for path, planned, spec in _tensor_pairs(staged, expected):
+        found[planned] = spec
         if planned.payload not in checked:
             checked.add(planned.payload)
             if _checksum(spec, progress) != checksums[planned.payload]:
                 raise _differs(staged, path, "other bytes")
+    return found
 
 
 def _tensor_pairs(staged: Checkpoint, expected: Any) -> Iterator[tuple[str, PlannedTensor, TensorSpec]]:

@@ -14,7 +14,9 @@ from ckptool.layouts import select
 
 MAX_TEXT_BYTES = 64 << 20
 _TEXT = re.compile(rb"[^\x00-\x08\x0e-\x1f]*")
-_SED = re.compile(r"s(?P<mark>[^\w\s\\])(?P<pattern>(?:\\.|(?!(?P=mark)).)+)(?P=mark)(?P<text>(?:\\.|(?!(?P=mark)).)*)(?P=mark)")
+_SED = re.compile(
+    r"s(?P<mark>[^\w\s\\])(?P<pattern>(?:\\.|(?!(?P=mark)).)+)(?P=mark)(?P<text>(?:\\.|(?!(?P=mark)).)*)(?P=mark)"
+)
 
 
 def read_reference(path: Path) -> Mapping[str, tuple[int, ...] | None]:
@@ -63,10 +65,12 @@ def read_map(path: Path) -> Mapping[str, str | None]:
     except OSError as error:
         raise PlanRefused("bad-map", f"{path}: {error.strerror}; --map needs a JSON file of names") from error
     except (ValueError, RecursionError) as error:
-        raise PlanRefused("bad-map", f"{path}: not a JSON map of names ({error}); give {{\"old\": \"new\"}}") from error
+        raise PlanRefused("bad-map", f'{path}: not a JSON map of names ({error}); give {{"old": "new"}}') from error
     if isinstance(content, dict) and isinstance(content.get("map"), dict):
         content = content["map"]
-    if not isinstance(content, dict) or not all(target is None or isinstance(target, str) for target in content.values()):
+    if not isinstance(content, dict) or not all(
+        target is None or isinstance(target, str) for target in content.values()
+    ):
         raise PlanRefused("bad-map", f"{path}: --map needs one JSON object of names to names (or null)")
     return content
 

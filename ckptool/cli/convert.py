@@ -1,0 +1,184 @@
+"""The commands that write: strip-prefixes and convert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ckptool.cli import Status, options
+from ckptool.cli.app import command
+from ckptool.cli.terminal import Terminal, complain, detect, remark, show
+from ckptool.errors import CkptoolError, OutputRefused
+from ckptool.model import dtypes
+from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
+from ckptool.model.sources import Progress
+
+_KINDS: dict[str, OutputKind] = {"pt": "torch", "safetensors": "safetensors"}
+_SUFFIXES: dict[OutputKind, str] = {"torch": ".pt", "safetensors": ".safetensors"}
+_To = Annotated[
+    Optional[str],  # noqa: UP045 - Typer evaluates it on Python 3.10, too
+    typer.Option("--to", help="pt or safetensors; else the suffix of OUT decides.", metavar="FORMAT"),
+]
+
+
+@command("strip-prefixes", "ckptool strip-prefixes last.ckpt weights.pt")
+def strip_prefixes(
+    paths: options.InputsAndOutput,
+    choice: options.ChoiceOptions,
+    names: options.NameOptions,
+    writing: options.WritingOptions,
+    view: options.AnswerOptions,
+) -> Status:
+    """Write a checkpoint under clean keys, in the kind of container it came in.
+
+    Removes what training wrapped around the model (torch.compile, DDP, FSDP, Lightning ...), by path segment and
+    only on evidence; refuses where two answers are possible, and says which option settles it.
+    """
+    return _write_all(paths, _asked(choice, names, writing), writing, view)
+
+
+@command("convert", "ckptool convert last.ckpt weights.safetensors")
+def convert(
+    paths: options.InputsAndOutput,
+    choice: options.ChoiceOptions,
+    names: options.NameOptions,
+    writing: options.WritingOptions,
+    view: options.AnswerOptions,
+    to: _To = None,
+) -> Status:
+    """Write a checkpoint as one clean .safetensors or .pt file.
+
+    Keys are cleaned as strip-prefixes cleans them; --keep-prefixes leaves them. Training facts and hyperparameters
+    go along as text in the metadata of a safetensors file.
+    """
+    kind = None if to is None else options.one_of("--to", to, _KINDS)
+    return _write_all(paths, _asked(choice, names, writing), writing, view, kind, by_suffix=True)
+
+
+def _asked(
+    choice: options.ChoiceOptions, names: options.NameOptions, writing: options.WritingOptions
+) -> ConvertOptions:
+    return ConvertOptions(
+        weights=choice.weights,
+        keys=options.key_options(choice, names),
+        dtype=_dtype(writing.dtype),
+        ties=options.one_of("--ties", writing.ties, {"keep": "keep", "copy": "copy"}),
+        keep_rest=writing.keep_rest,
+        foreign=options.one_of("--foreign", writing.foreign, {"drop": "drop", "fields": "fields"}),
+        weights_only=writing.weights_only,
+        metadata=writing.metadata,
+        fail_on_overflow=writing.fail_on_overflow,
+        digest=writing.digest,
+        force=writing.force,
+        in_place=writing.in_place,
+        dry_run=writing.dry_run,
+    )
+
+
+def _dtype(name: str | None) -> dtypes.DType | None:
+    if name is None:
+        return None
+    dtype = dtypes.find(name.removeprefix("torch."))
+    if dtype is None or not dtype.is_floating:
+        known = ", ".join(name for name, dtype in dtypes.BY_NAME.items() if dtype.is_floating)
+        raise CkptoolError(f"--dtype {name}: no floating dtype; choose one of {known}")
+    return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Name one file to read, the file to write (None in a dry run) and its kind (None: as the source)."""
+
+    source: Path
+    target: Path | None
+    kind: OutputKind | None
+
+
+def _write_all(
+    paths: list[Path],
+    asked: ConvertOptions,
+    writing: options.WritingOptions,
+    view: options.AnswerOptions,
+    kind: OutputKind | None = None,
+    *,
+    by_suffix: bool = False,
+) -> Status:
+    from ckptool.reports.progress import ProgressBar
+
+    terminal = detect(view.color, view.quiet)
+    tasks = _tasks(paths, writing, kind, by_suffix=by_suffix)
+    with ProgressBar(quiet=view.quiet) as progress:
+        results = [_write_one(task, asked, progress) for task in tasks]
+    done = [result for result in results if result is not None]
+    _show(done, terminal, view, several=len(tasks) > 1)
+    return Status.DONE if len(done) == len(results) else Status.UNANSWERED
+
+
+def _write_one(task: _Task, asked: ConvertOptions, progress: Progress) -> Conversion | None:
+    """Write one file; a refusal is said at once, and the next file has its turn."""
+    from ckptool.operations.convert import convert as convert_one
+
+    try:
+        return convert_one(task.source, task.target, asked, task.kind, progress)
+    except CkptoolError as error:
+        complain(str(error))
+        return None
+
+
+def _tasks(
+    paths: list[Path], writing: options.WritingOptions, kind: OutputKind | None, *, by_suffix: bool
+) -> list[_Task]:
+    if writing.in_place and writing.out_dir:
+        raise OutputRefused("--in-place and --out-dir exclude each other")
+    if writing.in_place:
+        return [_Task(path, path, None) for path in paths]
+    if writing.out_dir:
+        return _tasks_into(writing.out_dir, paths, kind, by_suffix=by_suffix)
+    if len(paths) == 1 and writing.dry_run:
+        return [_Task(paths[0], None, kind)]
+    if len(paths) != 2:
+        raise OutputRefused("name IN and OUT; for more files use --out-dir DIR, to replace them --in-place")
+    from ckptool.operations.convert import kind_of_suffix
+
+    return [_Task(paths[0], paths[1], kind or (kind_of_suffix(paths[1]) if by_suffix else None))]
+
+
+def _tasks_into(folder: Path, paths: list[Path], kind: OutputKind | None, *, by_suffix: bool) -> list[_Task]:
+    if by_suffix and kind is None:
+        raise OutputRefused("--out-dir leaves the format open: say --to safetensors or --to pt")
+    suffix = None if kind is None else _SUFFIXES[kind]
+    tasks = [_Task(path, folder / (path.name if suffix is None else path.stem + suffix), kind) for path in paths]
+    targets = [task.target for task in tasks]
+    for task in tasks:
+        if targets.count(task.target) > 1:
+            raise OutputRefused(f"{task.target}: two inputs would be written there; convert them one by one")
+    if not folder.is_dir():
+        _make(folder)
+    return tasks
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OutputRefused(f"{folder}: cannot be made ({error.strerror}); choose another --out-dir") from error
+
+
+def _show(done: list[Conversion], terminal: Terminal, view: options.AnswerOptions, *, several: bool) -> None:
+    from ckptool.reports import conversion as report
+
+    if view.json:
+        from ckptool.reports.json import one_or_many, to_json
+
+        documents = [report.document(conversion) for conversion in done]
+        if documents:
+            show(to_json(one_or_many(report.SCHEMA, documents, several=several)))
+        return
+    for conversion in done:
+        for note in conversion.notes:
+            remark(note.text, terminal)
+        if not view.quiet:
+            show(report.painted(conversion, color=terminal.color) if terminal.is_terminal else report.plain(conversion))
