@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from ckptool.layouts.candidates import node_at
 from ckptool.layouts.keys import plan_keys
+from ckptool.layouts.producers import identify
 from ckptool.layouts.rename import rename_key, rename_module_path
+from ckptool.layouts.select import select
+from ckptool.layouts.training import read_training
 
-__all__ = ["plan_keys", "rename_key", "rename_module_path"]
+__all__ = ["identify", "node_at", "plan_keys", "read_training", "rename_key", "rename_module_path", "select"]

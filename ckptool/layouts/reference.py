@@ -10,9 +10,15 @@ from typing import Any
 from ckptool.errors import PlanRefused
 from ckptool.layouts.draft import Draft
 from ckptool.layouts.rename import clean_name
-from ckptool.layouts.segments import PRIVATE_SEGMENTS, first_segments, private_segments, quoted, shared_root
+from ckptool.layouts.segments import (
+    PRIVATE_SEGMENTS,
+    first_segments,
+    private_segments,
+    quoted,
+    shared_root,
+    without_inner,
+)
 from ckptool.layouts.segments import without as without_segments
-from ckptool.layouts.segments import without_inner
 from ckptool.model.plans import KeyRule
 from ckptool.model.values import OpaqueTensor, TensorSpec
 

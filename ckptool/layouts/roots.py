@@ -26,8 +26,8 @@ LOSS_ENDINGS = ("_criterion", "_loss", "_loss_fn", "_metric", "_metrics")
 
 # The state names of torchmetrics: some only occur there, the others are ordinary words that go along with them.
 METRIC_STATES = frozenset(
-    "tp fp tn fn confmat correct mean_value sum_value max_value min_value preds target sum_squared_error "
-    "sum_abs_error sum_error sum_squared_target min_target max_target measures".split()
+    {"tp", "fp", "tn", "fn", "confmat", "correct", "mean_value", "sum_value", "max_value", "min_value", "measures"}
+    | {"preds", "target", "min_target", "max_target", "sum_error", "sum_abs_error", "sum_squared_error"}
 )
 METRIC_COMPANIONS = METRIC_STATES | {"total", "weight", "value", "num_outputs", "n_total", "_update_count"}
 
@@ -208,7 +208,10 @@ def note_what_is_left(draft: Draft, kept: frozenset[str]) -> None:
     """Say which first segments look like a wrapper but had to stay."""
     root = shared_root(draft.names.values())
     if root == "module" and root not in kept:
-        draft.note("still-module", '"module." is still on every key: --prefix takes it off as well, or give --like FILE')
+        draft.note(
+            "still-module",
+            '"module." is still on every key: --prefix takes it off as well, --like FILE would settle it',
+        )
     elif _is_group(draft, "module") and root != "module" and "module" not in kept:
         below = sum(under(name, "module") for name in draft.names.values())
         text = f'"module." is on {below} of {len(draft.names)} keys and stays: --like FILE would settle it'

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckptool.model.values import DictNode
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """State one value and where in the file it was found."""
+    """State one value and where it was found: the dotted path in the file, or a sentence where it is a conclusion."""
 
     value: Any
     evidence: str
@@ -22,8 +24,9 @@ class Training:
     ``metrics`` maps names to numbers: a checkpoint's own score under the metric's name, the best one so far under
     ``best_`` and the name. ``monitor`` is the metric that the trainer chose by, ``mode`` is ``min`` or ``max``.
     ``compiled`` and ``ema`` hold True or False, ``strategy`` a word (``ddp``, ``fsdp``, ``deepspeed``).
-    ``versions`` maps libraries to version texts. ``hyper_parameters`` are plain values, with the stubs of foreign
-    objects among them; ``hyper_parameter_source`` is where they stand in the file.
+    ``versions`` maps libraries to version texts. ``hyper_parameters`` is a value tree: configuration objects as
+    mappings, other foreign objects as stubs. ``hyper_parameter_sources`` are the places that it comes from: the
+    first gives its names, each further one is a mapping of its own under the name of its place.
     """
 
     epoch: Fact | None = None
@@ -37,5 +40,5 @@ class Training:
     compiled: Fact | None = None
     strategy: Fact | None = None
     ema: Fact | None = None
-    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
-    hyper_parameter_source: str = ""
+    hyper_parameters: DictNode = field(default_factory=DictNode)
+    hyper_parameter_sources: tuple[str, ...] = ()

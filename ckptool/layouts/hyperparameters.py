@@ -1,0 +1,126 @@
+"""What a training was configured with: plain mappings out of the objects that configuration libraries pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ckptool.layouts.producers import lookup
+from ckptool.model.values import DictNode, Stub
+
+SOURCES = (
+    "hyper_parameters",
+    "hparams",
+    "hyperparameters",
+    "module_arguments",
+    "model_args",
+    "train_args",
+    "init_args",
+    "cfg",
+    "args",
+    "config",
+    "datamodule_hyper_parameters",
+)
+
+MAX_DEPTH = 128
+
+
+def read_hyper_parameters(root: Any) -> tuple[DictNode, tuple[str, ...]]:
+    """Give the hyperparameters and the places they stand at; the first place gives the names."""
+    found = [(source, plain_config(lookup(root, source))) for source in SOURCES]
+    mappings = [(source, value) for source, value in found if isinstance(value, DictNode) and len(value)]
+    if not mappings:
+        return DictNode(), ()
+    (first, base), *others = mappings
+    beside = [(source, value) for source, value in others if source not in base]
+    return DictNode([*base.pairs, *beside]), (first, *(source for source, _ in beside))
+
+
+def plain_config(value: Any) -> Any:
+    """Turn known configuration objects into mappings, lists and text; anything else stays as it is."""
+    return _plain(value, {}, 0)
+
+
+def _plain(value: Any, known: dict[int, Any], depth: int) -> Any:
+    """Convert a tree that may share nodes and hold cycles: a node is entered before its children are."""
+    if id(value) in known:
+        return known[id(value)]
+    if depth > MAX_DEPTH:
+        return value
+    if isinstance(value, Stub):
+        inner = _unwrap(value)
+        if inner is value:
+            return value
+        # A box that holds itself has no content to show.
+        known[id(value)] = None
+        known[id(value)] = _plain(inner, known, depth + 1)
+        return known[id(value)]
+    if isinstance(value, DictNode):
+        node = known[id(value)] = DictNode(type_name=value.type_name)
+        node.pairs.extend((key, _plain(child, known, depth + 1)) for key, child in value.pairs)
+        return node
+    if isinstance(value, list):
+        items: list[Any] = []
+        known[id(value)] = items
+        items.extend(_plain(child, known, depth + 1) for child in value)
+        return items
+    return tuple(_plain(child, known, depth + 1) for child in value) if isinstance(value, tuple) else value
+
+
+def _unwrap(stub: Stub) -> Any:
+    unwrapper = _UNWRAPPERS.get((stub.ref.module.partition(".")[0], stub.ref.name))
+    found = unwrapper(stub) if unwrapper is not None else None
+    return stub if found is None else found
+
+
+def _fields(stub: Stub) -> DictNode | None:
+    return stub.fields
+
+
+def _pairs(stub: Stub) -> DictNode | None:
+    return DictNode(list(stub.pairs)) if stub.pairs else stub.fields
+
+
+def _field(name: str) -> Callable[[Stub], Any]:
+    def unwrap(stub: Stub) -> Any:
+        return stub.fields.get(name) if stub.fields is not None else None
+
+    return unwrap
+
+
+def _path_text(stub: Stub) -> str | None:
+    parts = [part for part in stub.args if isinstance(part, str)]
+    if not parts or len(parts) != len(stub.args):
+        return None
+    separator = "\\" if "Windows" in stub.ref.name else "/"
+    root = parts[0].endswith(separator)
+    return parts[0] + separator.join(parts[1:]) if root else separator.join(parts)
+
+
+# By the first part of the module and the class. Sources: argparse, types, pathlib; omegaconf/base.py (a container
+# keeps its nodes in _content, a node its value in _val); lightning/fabric/utilities/data.py; yacs, easydict, addict,
+# munch, mmengine/config (mappings with attribute access).
+_UNWRAPPERS: dict[tuple[str, str], Callable[[Stub], Any]] = {
+    ("argparse", "Namespace"): _fields,
+    ("types", "SimpleNamespace"): _fields,
+    **{("omegaconf", name): _field("_content") for name in ("DictConfig", "ListConfig", "UnionNode")},
+    **{
+        ("omegaconf", name): _field("_val")
+        for name in ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "EnumNode", "PathNode")
+    },
+    **{("pathlib", name): _path_text for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+    **dict.fromkeys(
+        (
+            ("lightning", "AttributeDict"),
+            ("lightning_fabric", "AttributeDict"),
+            ("pytorch_lightning", "AttributeDict"),
+            ("yacs", "CfgNode"),
+            ("easydict", "EasyDict"),
+            ("addict", "Dict"),
+            ("munch", "Munch"),
+            ("mmengine", "ConfigDict"),
+            ("mmcv", "ConfigDict"),
+        ),
+        _pairs,
+    ),
+}

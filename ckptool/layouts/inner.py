@@ -1,0 +1,65 @@
+"""Several sets of weights inside one state dict: an EMA copy under another root, or under flattened names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ckptool.layouts.roots import EMA_ROOTS
+from ckptool.layouts.segments import private_segments, under, without
+from ckptool.layouts.twins import LITEMA_COUNTERS, dotless_twins, underscored_twins
+from ckptool.model.plans import Producer, StateDict
+from ckptool.model.values import OpaqueTensor, TensorSpec
+
+
+def inner_candidates(found: list[StateDict], producer: Producer) -> list[StateDict]:
+    """List the state dicts, each followed by the ones inside it that a rule can tell apart."""
+    listed: list[StateDict] = []
+    for state_dict in found:
+        listed += _split(state_dict, producer)
+    return listed
+
+
+def _split(state_dict: StateDict, producer: Producer) -> list[StateDict]:
+    underscored = underscored_twins(state_dict.entries)
+    if underscored and _same_shapes(state_dict.entries, underscored):
+        averaged = replace(state_dict, role="ema", reason="mmcv swaps the averaged weights in before it saves")
+        return [averaged, _swapped(state_dict, underscored, "raw", "the ema_* buffers, which mmcv leaves the raw ones")]
+    dotless = dotless_twins(state_dict.entries)
+    if dotless and _same_shapes(state_dict.entries, dotless):
+        return [state_dict, _swapped(state_dict, dotless, "ema", 'the copy below "model_ema.", under its own names')]
+    return [state_dict, *(_below_root(state_dict, root) for root in _ema_roots(state_dict, producer))]
+
+
+def _same_shapes(entries: Mapping[str, object], twins: Mapping[str, str]) -> bool:
+    return all(_shape(entries[flat]) == _shape(entries[name]) for flat, name in twins.items())
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    return value.shape if isinstance(value, TensorSpec | OpaqueTensor) else None
+
+
+def _swapped(state_dict: StateDict, twins: Mapping[str, str], role: str, reason: str) -> StateDict:
+    """Give the state dict with the twins' values under the names that they belong to."""
+    entries = dict(state_dict.entries)
+    for flat, name in twins.items():
+        entries[name] = entries.pop(flat)
+    for counter in LITEMA_COUNTERS:
+        entries.pop(counter, None)
+    return replace(state_dict, role="raw" if role == "raw" else "ema", entries=entries, reason=reason)
+
+
+def _ema_roots(state_dict: StateDict, producer: Producer) -> list[str]:
+    """List the roots of EMA copies beside ``model``, in a container where that is the network's place."""
+    if not producer.container or state_dict.role != "main":
+        return []
+    keys = state_dict.entries
+    segments = private_segments(keys)
+    roots = {without(key, segments).partition(".")[0] for key in keys}
+    return sorted(EMA_ROOTS & roots - {"model_ema"}) if "model" in roots else []
+
+
+def _below_root(state_dict: StateDict, root: str) -> StateDict:
+    segments = private_segments(state_dict.entries)
+    entries = {key: value for key, value in state_dict.entries.items() if under(without(key, segments), root)}
+    return replace(state_dict, role="ema", entries=entries, reason=f'the copy below "{root}."')

@@ -1,0 +1,217 @@
+"""Which of the state dicts in a checkpoint is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ckptool.layouts.candidates import UNKNOWN_NAME, find_state_dicts, is_optimizer_like, state_dict_at
+from ckptool.layouts.inner import inner_candidates
+from ckptool.layouts.producers import Layout, has, identify, layout_of, lookup
+from ckptool.layouts.segments import quoted
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.plans import Note, Selection, StateDict
+from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec
+
+
+def select(checkpoint: Checkpoint, weights: str = "main") -> Selection:
+    """List the state dicts and choose one: ``main``, ``ema``, ``raw`` or the dotted path of one.
+
+    What cannot be chosen is no error here: ``refusal`` says why.
+
+    :raises UnreadableCheckpoint: a pickled module nests without end.
+    """
+    root, producer, layout = checkpoint.root, identify(checkpoint), layout_of(checkpoint.root)
+    found = inner_candidates(find_state_dicts(root, layout), producer)
+    refusal = _refuse_file(root, layout, found)
+    if refusal is None:
+        chosen, refusal = _choose(root, found, weights, layout)
+    else:
+        chosen = None
+    if chosen is not None and chosen not in found:
+        found.append(chosen)
+    notes = (*_notes(chosen, found, weights), *_nameless_notes(root, chosen))
+    return Selection(producer, tuple(found), chosen, notes, refusal)
+
+
+# --- what no choice can settle ---
+
+
+def _refuse_file(root: Any, layout: Layout | None, found: Sequence[StateDict]) -> Note | None:
+    checks = (_zero3, _megatron_slices, _fsdp_shard)
+    shard = next((note for check in checks if (note := check(root, layout, found)) is not None), None)
+    return shard if shard is not None or found else _no_weights(root, layout)
+
+
+def _zero3(root: Any, layout: Layout | None, found: Sequence[StateDict]) -> Note | None:
+    """Recognise ZeRO stage 3: the tensors of ``module`` are placeholders for what ``param_shapes`` says."""
+    if layout is None or layout.name != "DeepSpeed":
+        return None
+    shapes = _param_shapes(lookup(root, "param_shapes"))
+    tensors = next((state_dict.tensors for state_dict in found if state_dict.path == ("module",)), {})
+    empty = [key for key, shape in shapes.items() if key in tensors and tensors[key].shape != shape]
+    if not empty:
+        return None
+    return Note(
+        "sharded",
+        f"{quoted(empty)} is a placeholder whose values are in the ZeRO-3 files of all ranks: "
+        "run zero_to_fp32.py in the checkpoint folder",
+    )
+
+
+def _param_shapes(value: Any) -> dict[str, tuple[int, ...]]:
+    groups = value if isinstance(value, list | tuple) else [value]
+    return {
+        name: tuple(shape)
+        for group in groups
+        if isinstance(group, DictNode)
+        for name, shape in group.text_items().items()
+        if isinstance(shape, list | tuple)
+    }
+
+
+def _megatron_slices(root: Any, layout: Layout | None, found: Sequence[StateDict]) -> Note | None:
+    if layout is None or layout.name != "Megatron-LM":
+        return None
+    sizes = [lookup(root, f"args.{name}_model_parallel_size") for name in ("tensor", "pipeline")]
+    chunks = [state_dict.name for state_dict in found if state_dict.name.startswith("model")]
+    if len(chunks) > 1 or any(type(size) is int and size > 1 for size in sizes):
+        what = f"{quoted(chunks)} of Megatron-LM" if chunks else "this file of Megatron-LM"
+        return Note(
+            "sharded", f"{what} is a slice of the model (pipeline or tensor parallel): merge it with Megatron's tools"
+        )
+    return None
+
+
+def _fsdp_shard(root: Any, layout: Layout | None, found: Sequence[StateDict]) -> Note | None:
+    if layout is not None and layout.name == "fairseq" and lookup(root, "fsdp_metadata") is not None:
+        return Note("sharded", "fsdp_metadata says that this is one FSDP shard: consolidate the shards with fairseq")
+    return None
+
+
+def _no_weights(root: Any, layout: Layout | None) -> Note:
+    if has(root, "shadow_params"):
+        return Note("nameless", "shadow_params is a list of tensors without names: use the model saved beside it")
+    if isinstance(root, list | tuple) and any(isinstance(item, TensorSpec | OpaqueTensor) for item in root):
+        return Note("nameless", f"the file holds a list of {len(root)} tensors without names: save a state dict")
+    what = next((name for test, name in _NO_WEIGHTS if test(root)), _root_type(root))
+    return Note("no-weights", f"no model weights in this file, it holds {what}: name the file with the state dict")
+
+
+_NO_WEIGHTS: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda root: isinstance(root, TensorSpec | OpaqueTensor), "a bare tensor"),
+    (lambda root: has(root, "optimizer_state_dict"), "an optimizer shard of DeepSpeed ZeRO (run zero_to_fp32.py)"),
+    (lambda root: is_optimizer_like(root), "the state of an optimizer"),
+    (lambda root: has(root, "optimizers") and has(root, "schedulers"), "a training state of BasicSR"),
+    (lambda root: has(root, "_last_lr") or has(root, "base_lrs"), "the state of a learning rate scheduler"),
+    (lambda root: has(root, "growth_factor"), "the state of a GradScaler"),
+    (lambda root: has(root, "numpy") and has(root, "python"), "the states of random generators"),
+    (lambda root: has(root, "blobs"), "a Caffe2 model with names of its own (convert it with Detectron2)"),
+    (lambda root: isinstance(root, DictNode) and not root.pairs, "an empty mapping"),
+)
+
+
+def _root_type(root: Any) -> str:
+    if isinstance(root, Stub):
+        return f"a pickled {root.ref.full_name}"
+    if isinstance(root, DictNode):
+        keys = quoted([str(key) for key, _ in root.pairs], 6)
+        return f"a mapping with the keys {keys}, none of them a state dict"
+    return f"a {type(root).__name__}"
+
+
+# --- the choice ---
+
+
+def _choose(
+    root: Any, found: list[StateDict], weights: str, layout: Layout | None
+) -> tuple[StateDict | None, Note | None]:
+    if weights == "main":
+        return _choose_main(found, layout)
+    if weights in ("ema", "raw"):
+        return _choose_role(found, weights)
+    named = next((state_dict for state_dict in found if state_dict.name == weights), None)
+    named = named or state_dict_at(root, weights, layout)
+    if named is not None:
+        return named, None
+    return None, Note("not-found", f'no state dict at "{weights}": --weights takes {_listing(found)}')
+
+
+def _choose_role(found: list[StateDict], role: str) -> tuple[StateDict | None, Note | None]:
+    wanted = [state_dict for state_dict in found if state_dict.role == role]
+    if not wanted and role == "raw":
+        wanted = [state_dict for state_dict in found if state_dict.role == "main"]
+    if not wanted:
+        return None, Note("not-found", f"no {role} weights in this file: --weights takes {_listing(found)}")
+    return _the_one(wanted)
+
+
+def _choose_main(found: list[StateDict], layout: Layout | None) -> tuple[StateDict | None, Note | None]:
+    primary = next(iter(layout.roles), None) if layout is not None else None
+    by_habit = [state_dict for state_dict in found if primary is not None and state_dict.name == primary]
+    if by_habit:
+        return by_habit[0], None
+    mains = [state_dict for state_dict in found if state_dict.role == "main"]
+    peers = [state_dict for state_dict in found if state_dict.role == "peer" and state_dict.reason != UNKNOWN_NAME]
+    unknown = [state_dict for state_dict in found if state_dict.role == "peer" and state_dict.reason == UNKNOWN_NAME]
+    averaged = [state_dict for state_dict in found if state_dict.role == "ema"]
+    return _the_one([*mains, *peers] or unknown or averaged or found)
+
+
+def _the_one(wanted: list[StateDict]) -> tuple[StateDict | None, Note | None]:
+    if len(wanted) == 1:
+        return wanted[0], None
+    return None, Note("choose", f"several state dicts are equal candidates: choose with --weights {_listing(wanted)}")
+
+
+def _listing(found: Sequence[StateDict]) -> str:
+    return " or ".join(_summary(state_dict) for state_dict in found[:8]) or "nothing: there is none"
+
+
+def _summary(state_dict: StateDict) -> str:
+    tensors = state_dict.tensors
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    first = next(iter(tensors), "")
+    return f'{state_dict.name or "main"} ({len(tensors)} tensors, {nbytes} bytes, from "{first}")'
+
+
+# --- what to say beside it ---
+
+
+def _notes(chosen: StateDict | None, found: Sequence[StateDict], weights: str) -> list[Note]:
+    if chosen is None:
+        return []
+    notes = []
+    if chosen.role == "peer" and weights == "main":
+        text = f'"{chosen.name}" is the only state dict; {chosen.reason}, it is taken for the model'
+        notes.append(Note("name-assumed", text))
+    if chosen.role == "ema" and weights == "main":
+        raw = [state_dict.name for state_dict in found if state_dict.role == "raw"]
+        hint = "; the raw weights are also present: --weights raw" if raw else ""
+        notes.append(Note("ema-weights", f'"{chosen.name}" holds EMA weights ({chosen.reason}){hint}'))
+    others = [state_dict for state_dict in found if state_dict is not chosen]
+    return [*notes, *(_note_beside(state_dict, others) for state_dict in others if chosen.role != state_dict.role)]
+
+
+def _note_beside(other: StateDict, others: Sequence[StateDict]) -> Note:
+    if other.role in ("ema", "raw"):
+        single = sum(state_dict.role == other.role for state_dict in others) == 1
+        option = other.role if single else other.name
+        label = "EMA" if other.role == "ema" else "raw"
+        return Note(f"{other.role}-present", f'{label} weights are also present at "{other.name}": --weights {option}')
+    return Note("others-present", f'another state dict is at "{other.name}": --weights {other.name}')
+
+
+def _nameless_notes(root: Any, chosen: StateDict | None) -> list[Note]:
+    """Point at averaged weights that are stored as a list: without names they can be given to nobody."""
+    if chosen is None:
+        return []
+    callbacks = lookup(root, "callbacks")
+    lists = {"ema.shadow_params": lookup(root, "ema.shadow_params"), "shadow_params": lookup(root, "shadow_params")}
+    if isinstance(callbacks, DictNode):
+        lists |= {f"callbacks.{name}": lookup(state, "ema_weights") for name, state in callbacks.text_items().items()}
+    return [
+        Note("ema-nameless", f'"{path}" holds {len(value)} averaged tensors without names, which cannot be used')
+        for path, value in lists.items()
+        if isinstance(value, list | tuple) and value
+    ]
