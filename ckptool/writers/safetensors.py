@@ -10,6 +10,7 @@ import struct
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 from ckptool.errors import OutputRefused, PlanRefused, UnsupportedTensor
@@ -54,6 +55,7 @@ class _Layout:
     tensors: tuple[PlannedTensor, ...]
 
 
+@lru_cache(maxsize=1)  # a plan is asked for its size first and then written
 def _lay_out(plan: CopyPlan) -> _Layout:
     written = {name: tensor for name, tensor in plan.tensors.items() if name not in plan.aliases}
     dtypes = {name: _dtype_name(name, tensor) for name, tensor in written.items()}

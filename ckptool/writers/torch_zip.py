@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO
 
 from ckptool.model.checksums import crc32
@@ -81,7 +82,8 @@ def count_torch_bytes(plan: CopyPlan) -> int:
     return records[-1].end + directory + _END_64.size + _LOCATOR.size + _END.size
 
 
-def _lay_out(plan: CopyPlan) -> list[_Record]:
+@lru_cache(maxsize=1)  # a plan is asked for its size first and then written
+def _lay_out(plan: CopyPlan) -> tuple[_Record, ...]:
     pickled = pickle_tree(plan.root)
     contents: list[tuple[str, bytes | Payload]] = [
         ("data.pkl", pickled.data),
@@ -94,7 +96,7 @@ def _lay_out(plan: CopyPlan) -> list[_Record]:
     for name, content in contents:
         records.append(_place(f"{_ROOT}/{name}".encode(), content, offset))
         offset = records[-1].end
-    return records
+    return tuple(records)
 
 
 def _place(name: bytes, content: bytes | Payload, offset: int) -> _Record:
