@@ -553,10 +553,13 @@ def refuse(plan: CopyPlan, error: type[Exception], match: str) -> str:
     return str(refusal.value)
 
 
-@pytest.mark.parametrize("name", [name for name in DTYPES if not BY_NAME[name].safetensors])
-def test_a_dtype_that_safetensors_cannot_hold_is_named(name):
-    plan = plan_of({"a": planned(torch.ones(1)), "b.weight": planned(random_tensor(name, (2,)))})
-    assert f'"b.weight" is {name}' in refuse(plan, UnsupportedTensor, r"write a \.pt file")
+NOT_IN_SAFETENSORS = [*((name, (2,)) for name in DTYPES if not BY_NAME[name].safetensors), ("float4_e2m1fn_x2", ())]
+
+
+@pytest.mark.parametrize(("name", "shape"), NOT_IN_SAFETENSORS)
+def test_a_tensor_that_safetensors_cannot_hold_is_named(name, shape):
+    plan = plan_of({"a": planned(torch.ones(1)), "b.weight": planned(random_tensor(name, shape))})
+    assert f'"b.weight" is {name} of shape {shape}' in refuse(plan, UnsupportedTensor, r"write a \.pt file")
 
 
 @pytest.mark.parametrize("name", ["__metadata__", "a\x00", "\x1b[2J", "a\nb", "\x7f", "\x9b", "\ud800", "x\udfff"])

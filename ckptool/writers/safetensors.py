@@ -72,9 +72,10 @@ def _lay_out(plan: CopyPlan) -> _Layout:
 
 
 def _dtype_name(name: str, tensor: PlannedTensor) -> str:
-    if tensor.dtype.safetensors is None:
+    # A header counts single 4-bit values, and a scalar has no dimension to count the two of its byte in.
+    if tensor.dtype.safetensors is None or (tensor.dtype.safetensors == "F4" and not tensor.shape):
         raise UnsupportedTensor(
-            f'tensor "{ascii(name)[1:-1]}" is {tensor.dtype.name}, which safetensors cannot hold; '
+            f'tensor "{ascii(name)[1:-1]}" is {tensor.dtype.name} of shape {tensor.shape}, which safetensors cannot hold; '
             "write a .pt file or leave it out with --exclude"
         )
     return tensor.dtype.safetensors
@@ -93,7 +94,7 @@ def _require_name(name: str) -> None:
 def _header_shape(tensor: PlannedTensor) -> list[int]:
     """Count values where torch counts bytes: two 4-bit floats lie in each."""
     shape = list(tensor.shape)
-    if tensor.dtype.safetensors == "F4" and shape:
+    if tensor.dtype.safetensors == "F4":
         shape[-1] *= 2
     return shape
 
