@@ -157,9 +157,9 @@ class Layer:
 class Architecture:
     """Say what names and shapes alone tell about the network; None and empty mean that they do not tell.
 
-    ``layers`` counts weights by the kind that their shape suggests. ``widths`` are the output channels, from first to
-    last, without neighbours that are equal. ``classes`` are the outputs of a final layer with a classifier's name,
-    ``vocabulary`` those of a language model's head.
+    ``layers`` counts weights by the kind that their shape suggests. ``widths`` are the distinct output channels
+    before the last layer, in order of appearance. ``classes`` are the outputs of a final layer with a classifier's
+    name, ``vocabulary`` those of a language model's head.
     """
 
     layers: Mapping[str, int]

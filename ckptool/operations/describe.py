@@ -10,7 +10,7 @@ from fnmatch import translate
 from typing import Any, NamedTuple
 
 from ckptool.errors import PlanRefused
-from ckptool.layouts import plan_keys, select, training_facts
+from ckptool.layouts import plan_keys, select, read_training
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import (
     DTypeShare,
@@ -71,7 +71,7 @@ def describe(
     rows = [_row(name) for name in named]
     clean = [row for row in rows if row.key is not None]
     tree = grow(clean)
-    training = _plain(training_facts(checkpoint, selection))
+    training = _plain(read_training(checkpoint, selection))
     safety = judge(checkpoint.globals)
     return Inspection(
         path=str(checkpoint.path),

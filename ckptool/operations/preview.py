@@ -35,7 +35,7 @@ def preview(rows: Sequence[TensorRow], root: Branch, in_order: bool) -> Architec
         layers=_count(layer.kind for layer in layers),
         first=first,
         last=last,
-        widths=tuple(dict.fromkeys(layer.outputs for layer in through)) if in_order else (),
+        widths=tuple(dict.fromkeys(layer.outputs for layer in through[:-1])) if in_order else (),
         input_channels=first.inputs if first and _reads_channels(first) else None,
         classes=_classes(first, last, through, in_order),
         vocabulary=_vocabulary(through),

@@ -60,7 +60,8 @@ class Canvas:
         )
         with console.capture() as capture:
             console.print(content)
-        return capture.get()
+        # Rich fills every line up with blanks, which would be copied along.
+        return "".join([f"{line.rstrip()}\n" for line in capture.get().splitlines()])
 
     def paint(self, text: str, style: str) -> str:
         """Paint one piece of a long list by hand: rich would take half a millisecond for every line."""
