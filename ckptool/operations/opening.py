@@ -1,0 +1,123 @@
+"""Show one state dict of a checkpoint under clean names: what the Python API calls an opened checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from ckptool.errors import PlanRefused
+from ckptool.formats import open_checkpoint
+from ckptool.layouts import plan_keys, select
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.plans import KeyOptions, KeyPlan, Selection, StateDict
+from ckptool.model.values import OpaqueTensor, TensorSpec
+from ckptool.operations.convert import chosen_state_dict
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedCheckpoint:
+    """Look at one state dict of an open checkpoint; no tensor is read and nothing in the file is run.
+
+    ``weights`` and ``keys`` say which one and under which names, as the options of the command line do.
+    """
+
+    checkpoint: Checkpoint
+    weights: str = "main"
+    keys: KeyOptions = field(default_factory=KeyOptions)
+
+    def select(
+        self,
+        weights: str = "main",
+        *,
+        select: str | None = None,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
+        keep_prefixes: bool = False,
+    ) -> OpenedCheckpoint:
+        """Look at other weights (``main``, ``ema``, ``raw`` or a path), or at some of the tensors only.
+
+        ``select`` keeps a subtree of the keys, ``include`` and ``exclude`` are globs over clean names,
+        ``keep_prefixes`` leaves all names as they are in the file. The file stays the same, and open.
+        """
+        keys = KeyOptions(select=select, include=include, exclude=exclude, keep_prefixes=keep_prefixes)
+        return OpenedCheckpoint(self.checkpoint, weights, keys)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec | OpaqueTensor]:
+        """Give the tensors by clean name, in file order.
+
+        :raises PlanRefused: which weights are meant, or what their clean names are, is open.
+        """
+        found = self.state_dict.tensors
+        return {target: found[source] for source, target in self.plan.kept.items() if source in found}
+
+    @cached_property
+    def selection(self) -> Selection:
+        """List the state dicts of the file and the one that is meant."""
+        return select(self.checkpoint, self.weights)
+
+    @cached_property
+    def state_dict(self) -> StateDict:
+        """Give the state dict that is meant.
+
+        :raises PlanRefused: there is none, or several are equal.
+        """
+        return _with_aliases(self.checkpoint, chosen_state_dict(self.checkpoint, self.selection))
+
+    @cached_property
+    def plan(self) -> KeyPlan:
+        """Say what each key becomes.
+
+        :raises PlanRefused: the evidence does not settle it.
+        """
+        return self.plan_for(self.keys)
+
+    def plan_for(self, keys: KeyOptions) -> KeyPlan:
+        """Say what each key becomes under other options.
+
+        :raises PlanRefused: they do not settle it.
+        """
+        try:
+            return plan_keys(self.state_dict, self.selection.producer, keys)
+        except PlanRefused as refusal:
+            raise PlanRefused(refusal.code, f"{self.checkpoint.path}: {refusal}") from refusal
+
+    def close(self) -> None:
+        """Release the file; tensors that were loaded from it stay valid."""
+        self.checkpoint.close()
+
+    def __enter__(self) -> OpenedCheckpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_path(path: str | os.PathLike[str]) -> OpenedCheckpoint:
+    """Open a checkpoint as data: names, shapes and dtypes, no tensor read. Close it, or use it in a ``with``.
+
+    :raises CkptoolError: it cannot be read.
+    """
+    return OpenedCheckpoint(open_checkpoint(Path(path)))
+
+
+def _with_aliases(checkpoint: Checkpoint, state_dict: StateDict) -> StateDict:
+    """Add the names that a safetensors file keeps in its metadata because it cannot store a tied tensor twice.
+
+    Source: ``metadata[removed_name] = kept_name`` in huggingface_hub/serialization/_torch.py.
+    """
+    if checkpoint.format != "safetensors" or state_dict.path:
+        return state_dict
+    tensors = state_dict.tensors
+    aliases = {
+        name: tensors[kept]
+        for name, kept in checkpoint.metadata.items()
+        if kept in tensors and name not in tensors and name != "format"
+    }
+    return replace(state_dict, entries={**state_dict.entries, **aliases}) if aliases else state_dict
