@@ -75,8 +75,8 @@ def _dtype_name(name: str, tensor: PlannedTensor) -> str:
     # A header counts single 4-bit values, and a scalar has no dimension to count the two of its byte in.
     if tensor.dtype.safetensors is None or (tensor.dtype.safetensors == "F4" and not tensor.shape):
         raise UnsupportedTensor(
-            f'tensor "{ascii(name)[1:-1]}" is {tensor.dtype.name} of shape {tensor.shape}, which safetensors cannot hold; '
-            "write a .pt file or leave it out with --exclude"
+            f'tensor "{ascii(name)[1:-1]}" is {tensor.dtype.name} of shape {tensor.shape}, which safetensors '
+            "cannot hold; write a .pt file or leave it out with --exclude"
         )
     return tensor.dtype.safetensors
 
