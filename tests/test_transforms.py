@@ -94,7 +94,9 @@ def random_elements(dtype: str, count: int) -> bytes:
     if dtype == "bool":
         return bytes(byte & 1 for byte in data)
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(getattr(torch, dtype))
-    return torch.where(tensor == tensor, tensor, 1).view(torch.uint8).numpy().tobytes()
+    return (
+        torch.where(tensor == tensor, tensor, 1 + 1j if tensor.is_complex() else 1).view(torch.uint8).numpy().tobytes()
+    )
 
 
 def as_torch(spec: TensorSpec, data: bytes) -> torch.Tensor:
@@ -227,7 +229,7 @@ def test_large_views_are_gathered_block_by_block(
     data = random_bytes(5000)
     source = in_file(data, lead=77) if has_range else MemoryBytes(data)
 
-    @settings(max_examples=120, deadline=None, derandomize=True)
+    @settings(max_examples=80, deadline=None, derandomize=True)
     @given(strided(), st.sampled_from(["uint8", "int16", "float32"]), st.data())
     def agree(geometry: tuple[tuple[int, ...], tuple[int, ...], int], dtype: str, choice: st.DataObject) -> None:
         shape, stride, offset = geometry
@@ -261,7 +263,7 @@ def test_a_large_transpose_takes_flat_memory_and_few_reads(
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert checksum == zlib.crc32(raw(matrix.t()))
-    assert peak < 9 << 20
+    assert peak < 11 << 20  # the block, a tile, and a few chunks on their way
     assert sum(length * count for length, count in reads.items()) == extent.nbytes  # no byte is read twice
     assert reads.total() < 60_000
 
