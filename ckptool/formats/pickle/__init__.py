@@ -12,7 +12,16 @@ from typing import Any
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.pickle.engine import TruncatedPickle
 from ckptool.formats.pickle.machine import Machine
-from ckptool.formats.pickle.reading import GlobalLog, LoadStorage, Malformed, PickledStorage, Reading, StorageType
+from ckptool.formats.pickle.reading import (
+    BareStorage,
+    GlobalLog,
+    LoadStorage,
+    Malformed,
+    PickledStorage,
+    Reading,
+    StorageType,
+)
+from ckptool.formats.pickle.tensors import view_storage
 from ckptool.formats.pickle.tree import check_tree
 
 __all__ = [
@@ -57,16 +66,24 @@ def read_pickle(
     :raises UnreadableCheckpoint: the bytes are no pickle, or one that only running it could complete.
     """
     reading = Reading(label, log, len(data) - start)
-    machine = Machine(bytes(data), start, reading, load_storage)
     with _without_collector():
         try:
-            stopped = machine.execute()
-            check_tree(stopped.value, reading)
-        except UnreadableCheckpoint as error:
-            error.globals = log.uses()
-            raise
-        except (Malformed, IndexError, struct.error) as error:
-            refusal = machine.explain(error)
-            refusal.globals = log.uses()
-            raise refusal from None
+            return _run(Machine(bytes(data), start, reading, load_storage))
+        except BareStorage:
+            # Rare, and a look at what every storage becomes would cost each of the others: read again with that look.
+            load_view = None if load_storage is None else lambda pid: view_storage(load_storage(pid))
+            return _run(Machine(bytes(data), start, Reading(label, log, len(data) - start), load_view))
+
+
+def _run(machine: Machine) -> Unpickled:
+    try:
+        stopped = machine.execute()
+        check_tree(stopped.value, machine.reading)
+    except UnreadableCheckpoint as error:
+        error.globals = machine.reading.log.uses()
+        raise
+    except (Malformed, IndexError, struct.error) as error:
+        refusal = machine.explain(error)
+        refusal.globals = machine.reading.log.uses()
+        raise refusal from None
     return Unpickled(stopped.value, stopped.end)

@@ -17,6 +17,8 @@ UINT2 = struct.Struct("<H")
 UINT4 = struct.Struct("<I")
 UINT8 = struct.Struct("<Q")
 FLOAT8 = struct.Struct(">d")
+unpack_uint4 = UINT4.unpack_from
+_LONG_BINPUT, _BINPUT, _MEMOIZE, _BINGET, _BININT1 = b"rq\x94hK"
 _BYTE_OPERANDS = b"KhqUC\x80\x8a\x8c"  # opcodes with an operand or a length of one byte
 
 Opcode = Callable[[int], int]
@@ -50,6 +52,7 @@ class Engine:
         self.reading = reading
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
         self._blocks = sys.getallocatedblocks()
 
     def run(self, opcodes: Mapping[int, Opcode]) -> Stopped:
@@ -68,12 +71,33 @@ class Engine:
         raise Malformed(f"has more than {limits.OPCODES} instructions")
 
     def _run_batch(self, table: list[Opcode]) -> None:
-        data, position = self.data, self.position
+        """Execute the next opcodes.
+
+        Half of all opcodes of a state dict are spelled out here, because a call takes CPython longer than they do.
+        """
+        data, memo, position = self.data, self.memo, self.position
         try:
             for _ in repeat(None, limits.BATCH):
                 if position >= self.limit:
                     self._leave_frame(position)
-                position = table[data[position]](position + 1)
+                opcode = data[position]
+                if opcode == _LONG_BINPUT:
+                    memo[unpack_uint4(data, position + 1)[0]] = self.stack[-1]
+                    position += 5
+                elif opcode == _BININT1:
+                    self.stack.append(data[position + 1])
+                    position += 2
+                elif opcode == _BINGET and data[position + 1] in memo:
+                    self.stack.append(memo[data[position + 1]])
+                    position += 2
+                elif opcode == _BINPUT:
+                    memo[data[position + 1]] = self.stack[-1]
+                    position += 2
+                elif opcode == _MEMOIZE:
+                    memo[len(memo)] = self.stack[-1]
+                    position += 1
+                else:
+                    position = table[opcode](position + 1)
         finally:
             self.position = position
 

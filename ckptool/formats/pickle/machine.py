@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from ckptool.formats.pickle import arrays, literals, plain, severity, tensors
-from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped
-from ckptool.formats.pickle.reading import Draft, Handler, LoadStorage, Malformed, Reading, Truncated
+from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped, unpack_uint4
+from ckptool.formats.pickle.reading import Draft, Handler, LoadStorage, Malformed, Reading, StorageType, Truncated
 from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, TensorSpec
 
 _HANDLERS: dict[tuple[str, str], Handler] = {**plain.HANDLERS, **tensors.HANDLERS, **arrays.HANDLERS}
@@ -24,6 +24,9 @@ _CLASSES = frozenset({
     ("builtins", "set"), ("builtins", "frozenset"), ("collections", "Counter"), ("collections", "OrderedDict"),
     ("collections", "defaultdict"), ("torch", "Size"), ("torch.nn.parameter", "Parameter"),
 })  # fmt: skip
+# The hottest opcodes call these without looking them up.
+_unpack_int4 = INT4.unpack_from
+
 _INVALID = GlobalRef("<invalid>", "<invalid>", "dangerous")
 _DYNAMIC = GlobalRef("<computed>", "<computed>", "dangerous")
 _EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
@@ -35,10 +38,10 @@ class Machine(Engine):
     def __init__(self, data: bytes, start: int, reading: Reading, load_storage: LoadStorage | None) -> None:
         super().__init__(data, start, reading)
         self._load_storage = load_storage
-        self._memo: dict[int, Any] = {}
         self._names: dict[tuple[str, str], Any] = {}
         # By identity of the GlobalRef, which ``_names`` keeps alive: hashing its fields takes ten times as long.
         self._calls: dict[int, Callable[[tuple[Any, ...]], Any]] = {}
+        self._storage_types: dict[int, StorageType] = {}
 
     def execute(self) -> Stopped:
         """Run to STOP.
@@ -114,12 +117,8 @@ class Machine(Engine):
         return position
 
     def _binint(self, position: int) -> int:
-        self.stack.append(INT4.unpack_from(self.data, position)[0])
+        self.stack.append(_unpack_int4(self.data, position)[0])
         return position + 4
-
-    def _binint1(self, position: int) -> int:
-        self.stack.append(self.data[position])
-        return position + 1
 
     def _binint2(self, position: int) -> int:
         self.stack.append(UINT2.unpack_from(self.data, position)[0])
@@ -172,9 +171,11 @@ class Machine(Engine):
         return position
 
     def _binunicode(self, position: int) -> int:
-        data, position = self.read_counted(position, UINT4)
-        self.stack.append(literals.read_text(data, self.reading))
-        return position
+        end: int = position + 4 + unpack_uint4(self.data, position)[0]
+        if end > self.end:
+            raise Truncated
+        self.stack.append(literals.read_text(self.data[position + 4 : end], self.reading))
+        return end
 
     def _short_binunicode(self, position: int) -> int:
         data, position = self.read_sized(position + 1, self.data[position])
@@ -299,32 +300,25 @@ class Machine(Engine):
 
     # Memo
 
-    def _store(self, index: int) -> None:
-        value = self._memo[index] = self.stack[-1]
-        if type(value) is Draft:
-            value.memo.append(index)
-
     def _put(self, position: int) -> int:
         line, position = self.read_line(position)
-        self._store(literals.read_index(line))
+        self.memo[literals.read_index(line)] = self.stack[-1]
         return position
 
-    def _binput(self, position: int) -> int:
-        self._store(self.data[position])
-        return position + 1
-
-    def _long_binput(self, position: int) -> int:
-        self._store(UINT4.unpack_from(self.data, position)[0])
-        return position + 4
-
-    def _memoize(self, position: int) -> int:
-        self._store(len(self._memo))
-        return position
+    def _replace(self, draft: Draft, value: Any) -> None:
+        """Put a finished value where its draft was remembered: lately, if at all."""
+        looked_at = 0
+        for index, remembered in reversed(self.memo.items()):
+            looked_at += 1
+            if remembered is draft:
+                self.memo[index] = value
+                break
+        self.reading.charge(looked_at)
 
     def _fetch(self, index: int) -> None:
-        if index not in self._memo:
+        if index not in self.memo:
             raise Malformed(f"asks for memo entry {index}, which was never set")
-        self.stack.append(self._memo[index])
+        self.stack.append(self.memo[index])
 
     def _get(self, position: int) -> int:
         line, position = self.read_line(position)
@@ -332,19 +326,11 @@ class Machine(Engine):
         return position
 
     def _binget(self, position: int) -> int:
-        index = self.data[position]
-        try:
-            self.stack.append(self._memo[index])
-        except KeyError:
-            self._fetch(index)
+        self._fetch(self.data[position])
         return position + 1
 
     def _long_binget(self, position: int) -> int:
-        index = UINT4.unpack_from(self.data, position)[0]
-        try:
-            self.stack.append(self._memo[index])
-        except KeyError:
-            self._fetch(index)
+        self._fetch(unpack_uint4(self.data, position)[0])
         return position + 4
 
     # Names
@@ -379,6 +365,8 @@ class Machine(Engine):
         spelled = severity.normalise(module, name)
         rating = "safe" if spelled in _SAFE else severity.rate(module, name)
         ref = self._introduce(GlobalRef(module, name, rating), position)
+        if spelled in tensors.STORAGE_TYPES:
+            self._storage_types[id(ref)] = tensors.STORAGE_TYPES[spelled]
         return tensors.CONSTANTS.get(spelled, ref)
 
     def _introduce(self, ref: GlobalRef, position: int) -> GlobalRef:
@@ -471,7 +459,7 @@ class Machine(Engine):
             return self._set_stub_state(target, state)
         if kind is Draft:
             value = target.finish(state)
-            self._memo.update(dict.fromkeys(target.memo, value))
+            self._replace(target, value)
             return value
         if kind is DictNode:
             return _set_attributes(target, state)
@@ -504,15 +492,15 @@ class Machine(Engine):
         """Answer what torch writes: ``("storage", class, key, location, numel[, view])`` or a module's class."""
         if self._load_storage is None:
             raise Malformed("refers to storages, which only a torch container has")
-        if type(pid) is not tuple or len(pid) < 4 or type(pid[0]) is not str:
+        if type(pid) is not tuple or not 4 <= len(pid) <= 6 or type(pid[0]) is not str:
             raise Malformed("refers to something that is no storage")
         kind = pid[1]
         if pid[0] == "module" and len(pid) == 4 and type(kind) is GlobalRef:
             return kind  # the class itself; the source text beside it is never looked at
-        storage_type = tensors.STORAGE_TYPES.get((kind.module, kind.name)) if type(kind) is GlobalRef else None
-        if pid[0] != "storage" or not 5 <= len(pid) <= 6 or storage_type is None:
+        storage_type = self._storage_types.get(id(kind))
+        if storage_type is None or pid[0] != "storage" or len(pid) == 4:
             raise Malformed("refers to something that is no storage")
-        return tensors.view_storage(self._load_storage(("storage", storage_type, *pid[2:])))
+        return self._load_storage(("storage", storage_type, *pid[2:]))
 
     def _persid(self, position: int) -> int:
         raise Malformed("refers to storages as text, which torch never does")
@@ -551,7 +539,7 @@ _OPCODES: dict[int, Callable[[Machine, int], int]] = {
     ord("("): Machine._mark, ord("."): Machine._stop, ord("0"): Machine._pop, ord("1"): Machine._pop_marked,
     ord("2"): Machine._duplicate, 0x80: Machine._proto, 0x95: Machine._frame,
     ord("N"): Machine._push_none, 0x88: Machine._push_true, 0x89: Machine._push_false,
-    ord("I"): Machine._int, ord("J"): Machine._binint, ord("K"): Machine._binint1, ord("M"): Machine._binint2,
+    ord("I"): Machine._int, ord("J"): Machine._binint, ord("M"): Machine._binint2,
     ord("L"): Machine._long, 0x8A: Machine._long1, 0x8B: Machine._long4,
     ord("F"): Machine._float, ord("G"): Machine._binfloat,
     ord("S"): Machine._string, ord("T"): Machine._binstring, ord("U"): Machine._short_binstring,
@@ -564,7 +552,7 @@ _OPCODES: dict[int, Callable[[Machine, int], int]] = {
     0x87: Machine._tuple3,
     ord("}"): Machine._empty_dict, ord("d"): Machine._dict, ord("s"): Machine._setitem, ord("u"): Machine._setitems,
     0x8F: Machine._empty_set, 0x90: Machine._additems, 0x91: Machine._frozenset,
-    ord("p"): Machine._put, ord("q"): Machine._binput, ord("r"): Machine._long_binput, 0x94: Machine._memoize,
+    ord("p"): Machine._put,
     ord("g"): Machine._get, ord("h"): Machine._binget, ord("j"): Machine._long_binget,
     ord("c"): Machine._global, 0x93: Machine._stack_global,
     ord("R"): Machine._reduce, ord("i"): Machine._inst, ord("o"): Machine._obj, 0x81: Machine._newobj,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.formats.pickle import limits
 from ckptool.model.checkpoint import Finding
@@ -14,6 +14,10 @@ from ckptool.model.values import GlobalRef, GlobalUse, Storage, Stub
 
 class Malformed(Exception):
     """Interrupt the machine: it adds the record and the byte offset and raises the public error."""
+
+
+class BareStorage(Exception):
+    """Interrupt the look over the tree: it holds a storage that belongs to no tensor."""
 
 
 class Truncated(Malformed):
@@ -28,8 +32,7 @@ class StorageType:
     dtype: DType | None
 
 
-@dataclass(frozen=True, slots=True)
-class PickledStorage:
+class PickledStorage(NamedTuple):
     """Answer a persistent id: where the bytes of a storage are, and how they are counted.
 
     ``dtype`` is the element type of a typed storage, None for an untyped one. ``offset`` and ``numel`` delimit the
@@ -42,7 +45,7 @@ class PickledStorage:
     numel: int
 
 
-LoadStorage = Callable[[tuple[Any, ...]], PickledStorage]
+LoadStorage = Callable[[tuple[Any, ...]], Any]
 
 _WORST_FIRST = {"dangerous": 0, "unknown": 1, "info": 2, "safe": 3}
 
@@ -112,13 +115,9 @@ Handler = Callable[[Reading, GlobalRef, tuple[Any, ...]], Any]
 
 
 class Draft:
-    """Hold the place of a value that is complete only after BUILD; ``finish`` makes it from the state.
+    """Hold the place of a value that is complete only after BUILD; ``finish`` makes it from the state."""
 
-    ``memo`` are the memo indices that hold the draft and receive the finished value.
-    """
-
-    __slots__ = ("finish", "memo")
+    __slots__ = ("finish",)
 
     def __init__(self, finish: Callable[[Any], Any]) -> None:
         self.finish = finish
-        self.memo: list[int] = []

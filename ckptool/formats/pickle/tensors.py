@@ -12,18 +12,22 @@ from ckptool.formats.pickle.reading import Handler, Malformed, PickledStorage, R
 from ckptool.model.dtypes import ALIASES, BY_NAME, BY_STORAGE, DType
 from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, Stub, TensorSpec
 
+_BYTES = BY_NAME["uint8"]
+
 
 class StorageView(TensorSpec):
-    """Stand for a storage itself: a rebuild function makes a tensor of it; left alone, it is all its elements."""
+    """Stand for a storage in a tree that also holds storages without tensors: all its elements."""
 
     __slots__ = ()
 
 
 def view_storage(found: PickledStorage) -> StorageView:
-    """Describe a loaded storage as its elements; torch counts an untyped one in bytes."""
-    dtype = found.dtype or BY_NAME["uint8"]
-    return StorageView(dtype, (found.numel,), (1,), found.offset, found.storage)
+    """Describe a storage as a tensor of all its elements; rebuild functions take it as the storage that it is."""
+    return StorageView(found.dtype or _BYTES, (found.numel,), (1,), found.offset, found.storage)
 
+
+_STORAGES = (PickledStorage, StorageView)
+_EXTENT = limits.EXTENT
 
 # Quantized elements of less than a byte lie several to a byte; offsets and sizes count elements.
 _PER_BYTE = {"quint4x2": 2, "quint2x4": 4}
@@ -34,37 +38,34 @@ def _check_view(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) 
 
     A dimension of size 1 ignores its stride, and a view without elements lies everywhere: as in torch.
     """
-    if type(storage) is not StorageView or type(dtype) is not DType:
+    if type(storage) not in _STORAGES or type(dtype) is not DType:
         raise Malformed("rebuilds a tensor from something that is no storage or no element type")
     if type(offset) is not int or type(shape) is not tuple or type(stride) is not tuple:
         raise Malformed("rebuilds a tensor with an offset or a shape that is none")
     if len(shape) != len(stride) or len(shape) > limits.DIMENSIONS:
         raise Malformed(f"rebuilds a tensor with {len(shape)} sizes and {len(stride)} strides")
-    if not 0 <= offset <= limits.EXTENT:
-        raise Malformed("rebuilds a tensor with an impossible offset")
     last, numel = offset, 1
-    for size, step in zip(shape, stride, strict=True):
-        if type(size) is not int or type(step) is not int or not 0 <= size <= limits.EXTENT >= step >= 0:
+    for size, step in zip(shape, stride):  # noqa: B905 - equally long, and this is the hottest loop
+        if type(size) is not int or type(step) is not int or not 0 <= size <= _EXTENT >= step >= 0:
             raise Malformed("rebuilds a tensor with an impossible size or stride")
         last += (size - 1) * step
         numel *= size
-    if numel * dtype.itemsize > limits.EXTENT:
+    if not 0 <= offset <= _EXTENT or numel * dtype.itemsize > _EXTENT:
         raise Malformed("rebuilds a tensor of more bytes than can be addressed")
-    held = storage.shape[0]
+    held = storage.numel
     if dtype is not storage.dtype:
-        held, last = held * storage.dtype.itemsize, (last + 1) * dtype.itemsize - 1
+        held, last = held * (storage.dtype or _BYTES).itemsize, (last + 1) * dtype.itemsize - 1
     if numel and last >= held * _PER_BYTE.get(dtype.name, 1):
         raise Malformed("rebuilds a tensor that reaches beyond its storage")
-    return _absolute_offset(storage, dtype, offset)
+    return offset if storage.offset == 0 else offset + _first_element(storage, dtype)
 
 
-def _absolute_offset(storage: StorageView, dtype: DType, offset: int) -> int:
-    if storage.offset == 0:
-        return offset
-    start, remainder = divmod(storage.offset * storage.dtype.itemsize, dtype.itemsize)
+def _first_element(storage: PickledStorage, dtype: DType) -> int:
+    """Count in elements of ``dtype`` where a part of a legacy storage begins."""
+    start, remainder = divmod(storage.offset * (storage.dtype or _BYTES).itemsize, dtype.itemsize)
     if remainder:
         raise Malformed("rebuilds a tensor that begins inside an element")
-    return start + offset
+    return start
 
 
 def _check_hooks(reading: Reading, hooks: Any) -> None:
@@ -103,7 +104,8 @@ def _dense(storage: Any, dtype: Any, args: tuple[Any, ...], metadata: Any) -> Te
 
 
 def _dtype_of(storage: Any) -> Any:
-    return storage.dtype if type(storage) is StorageView else None
+    """Give the element type of a storage; torch counts an untyped one in bytes."""
+    return storage.dtype or _BYTES if type(storage) in _STORAGES else None
 
 
 def _rebuild_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:

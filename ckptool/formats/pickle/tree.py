@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from ckptool.formats.pickle import limits
-from ckptool.formats.pickle.reading import Draft, Malformed, Reading
+from ckptool.formats.pickle.reading import BareStorage, Draft, Malformed, PickledStorage, Reading
 from ckptool.model.values import DictNode, OpaqueTensor, SetNode, Stub
 
 _CONTAINERS = frozenset({list, tuple, DictNode, SetNode, OpaqueTensor, Stub, Draft})
@@ -56,6 +56,8 @@ def _open(node: Any, heights: dict[int, int], reading: Reading) -> tuple[int, It
     heights[id(node)] = 0
     values = _values(node, reading)
     kinds = set(map(type, values))
+    if PickledStorage in kinds:
+        raise BareStorage
     if kinds.isdisjoint(_LOOKED_AT):
         return id(node), iter(()), [0]
     if not kinds.isdisjoint((str, bytes)):
@@ -69,7 +71,9 @@ def _values(node: Any, reading: Reading) -> list[Any] | tuple[Any, ...]:
         return node
     if type(node) is DictNode:
         _check_keys(node, reading)
-        return [*chain.from_iterable(node.pairs), *(() if node.attributes is None else (node.attributes,))]
+        values = [value for _, value in node.pairs]
+        values += [key for key, _ in node.pairs if type(key) is not str]
+        return values if node.attributes is None else [*values, node.attributes]
     if type(node) is Stub:
         return [node.args, node.kwargs, node.state, *node.items, *chain.from_iterable(node.pairs)]
     if type(node) is SetNode:
