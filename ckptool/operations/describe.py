@@ -10,7 +10,7 @@ from fnmatch import translate
 from typing import Any, NamedTuple
 
 from ckptool.errors import PlanRefused
-from ckptool.layouts import plan_keys, select, read_training
+from ckptool.layouts import plan_keys, read_training, select
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import (
     DTypeShare,

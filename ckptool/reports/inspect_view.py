@@ -24,6 +24,9 @@ _MAX_SHOWN = 6  # items of one list; the line after them says how many more ther
 _MAX_VALUES = 16
 _SHORT_SETTING = 36
 _BAR_WIDTH = 60
+_TITLE_WIDTH = 10  # of the column of section titles, with its padding
+# Said by the wrapper's own line.
+_SAID_ELSEWHERE = frozenset({"wrapper-segments"})
 
 _FORMATS = {"torch-zip": "torch zip", "torch-legacy": "torch before 1.6", "safetensors": "safetensors"}
 _VERDICTS = {
@@ -59,8 +62,8 @@ def view(inspection: Inspection, canvas: Canvas) -> str:
 def _head(inspection: Inspection, canvas: Canvas) -> Panel:
     producer = " ".join(filter(None, (inspection.producer.name, inspection.producer.version)))
     container = _FORMATS.get(inspection.format, inspection.format)
-    origin = [_foreign(producer, "bold"), container, size_text(inspection.file_bytes)]
-    lines = [_joined(filter(None, origin), canvas)]
+    names = [producer, container] if producer and producer != container else [container]
+    lines = [_joined([*(_foreign(name, "bold") for name in names), size_text(inspection.file_bytes)], canvas)]
     if inspection.selected is not None:
         lines.append(_joined(_measure(inspection.selected), canvas))
     border = box.ROUNDED if canvas.unicode else box.ASCII
@@ -77,7 +80,7 @@ def _measure(summary: StateDictSummary) -> list[str]:
 
 def _sections(inspection: Inspection, canvas: Canvas) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold cyan", no_wrap=True)
+    grid.add_column(style="bold cyan", no_wrap=True, min_width=_TITLE_WIDTH - 2)
     grid.add_column(overflow="fold")
     for title, draw in _SECTIONS.items():
         lines = list(draw(inspection, canvas))
@@ -96,12 +99,20 @@ def _line(*parts: str | Text) -> Text:
     return Text.assemble(*parts)
 
 
-def _joined(parts: Iterable[str | Text], canvas: Canvas) -> Text:
-    line = Text()
+def _joined(parts: Iterable[str | Text], canvas: Canvas, mark: str | None = None) -> Text:
+    """Put items side by side with a mark between them; a line that is full breaks between two items."""
+    between = f" {canvas.glyphs.dot} " if mark is None else mark
+    line, width = Text(), 0
     for part in parts:
-        if line:
-            line.append(f" {canvas.glyphs.dot} ", "dim")
-        line.append_text(part if isinstance(part, Text) else Text(part))
+        item = part if isinstance(part, Text) else Text(part)
+        if width and width + len(between) + item.cell_len > canvas.width - _TITLE_WIDTH:
+            line.append("\n")
+            width = 0
+        elif width:
+            line.append(between, "dim")
+            width += len(between)
+        line.append_text(item)
+        width += item.cell_len
     return line
 
 
@@ -125,7 +136,7 @@ def _state_dicts(inspection: Inspection, canvas: Canvas) -> Lines:
 def _disk(inspection: Inspection, canvas: Canvas) -> Lines:
     groups = list(_present_groups(inspection.disk))
     total = sum(nbytes for _, nbytes, _ in groups)
-    room = max(min(canvas.width - 14, _BAR_WIDTH), 10)
+    room = max(min(canvas.width - _TITLE_WIDTH, _BAR_WIDTH), 10)
     bars = [(canvas.glyphs.bar * max(round(room * nbytes / total), 1), style) for _, nbytes, style in groups]
     yield Text.assemble(*bars)
     yield _joined([Text(f"{name} {size_text(nbytes)}", style) for name, nbytes, style in groups], canvas)
@@ -180,9 +191,9 @@ def _network(inspection: Inspection, canvas: Canvas) -> Lines:
     architecture = inspection.architecture
     if architecture is None:
         return
-    ends = [_layer(layer, canvas) for layer in (architecture.first, architecture.last) if layer is not None]
+    ends = [_layer(layer, canvas) for layer in dict.fromkeys((architecture.first, architecture.last)) if layer]
     if ends:
-        yield Text(" ... ", "dim").join(ends)
+        yield _joined(ends, canvas, " ... ")
     yield _joined(_dimensions(architecture), canvas)
     yield _joined([f"{count:,} {kind}" for kind, count in architecture.layers.items()], canvas)
     yield _joined([_block(block) for block in architecture.blocks[:_MAX_VALUES]], canvas)
@@ -236,21 +247,21 @@ def _fact(name: str, fact: Fact) -> Text:
 
 
 def _settings(inspection: Inspection, canvas: Canvas) -> Lines:
-    yield from _named_values(inspection.hyper_parameters)
+    yield from _named_values(inspection.hyper_parameters, canvas)
 
 
 def _metadata(inspection: Inspection, canvas: Canvas) -> Lines:
-    yield from _named_values(inspection.metadata)
+    yield from _named_values(inspection.metadata, canvas)
 
 
-def _named_values(values: Any) -> Lines:
+def _named_values(values: Any, canvas: Canvas) -> Lines:
     """Show short values in one paragraph, the others a line each."""
     if not isinstance(values, Mapping) or not values:
         return
     phrases = {name: value_phrase(value) for name, value in list(values.items())[:_MAX_VALUES]}
     short = [name for name, phrase in phrases.items() if len(name) + len(phrase) < _SHORT_SETTING]
     if short:
-        yield Text("  ").join([_setting(name, phrases[name]) for name in short])
+        yield _joined([_setting(name, phrases[name]) for name in short], canvas, "  ")
     yield from (_setting(name, phrase) for name, phrase in phrases.items() if name not in short)
     yield from _more(len(values) - len(phrases), "--json")
 
@@ -282,7 +293,8 @@ def _global(use: GlobalUse) -> Text:
 
 def _notes(inspection: Inspection, canvas: Canvas) -> Lines:
     for note in inspection.notes:
-        yield Text(safe_text(note.text))
+        if note.code not in _SAID_ELSEWHERE:
+            yield Text(safe_text(note.text))
 
 
 def _next(inspection: Inspection, canvas: Canvas) -> Lines:

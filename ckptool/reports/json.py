@@ -17,11 +17,6 @@ def answer_json(schema: str, documents: Sequence[Mapping[str, Any]], *, several:
     return to_json({"schema": schema, **documents[0]})
 
 
-def one_or_many(schema: str, documents: Sequence[Mapping[str, Any]], *, several: bool) -> dict[str, Any]:
-    """Put the schema in front; where several inputs were named, the documents stand under ``files``."""
-    return {"schema": schema, "files": list(documents)} if several else {"schema": schema, **dict(*documents)}
-
-
 def to_json(document: Mapping[str, Any]) -> str:
     """Write one document: a field per line, an item of a top-level list per line, ASCII only, exact integers.
 

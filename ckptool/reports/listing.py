@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 from ckptool.model.inspection import ModuleNode, TensorRow
 from ckptool.reports.canvas import Canvas
@@ -62,13 +63,14 @@ def _warning(tensor: TensorRow) -> str:
 
 def _aligned(rows: Sequence[tuple[str, tuple[str, ...]]], canvas: Canvas) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*(cells for _, cells in rows), strict=True)]
+    sides = "<<>" if len(widths) == len(_PLAIN_TITLES) else "<>>>>><"
     taken = sum(widths) + 2 * len(widths)
     room = max(canvas.width - taken, 20)
     measure = _cell_width()
     wide = [measure(name) for name, _ in rows]
     column = max((width for width in wide if width <= room), default=room)
     for index, ((name, cells), width) in enumerate(zip(rows, wide, strict=True)):
-        tail = "".join([f"  {cell:>{length}}" for cell, length in zip(cells, widths, strict=True)]).rstrip()
+        tail = "".join([f"  {cell:{side}{n}}" for cell, side, n in zip(cells, sides, widths, strict=True)]).rstrip()
         if width > column:
             yield f"{name}\n{'':{column}}{canvas.paint(tail, 'dim')}"
         else:
@@ -92,17 +94,18 @@ def _totals(tensors: Sequence[TensorRow]) -> str:
 
 
 def tree_listing(root: ModuleNode, canvas: Canvas) -> str:
-    """Draw the modules as a tree, with counts and sizes; equal neighbours are folded into one line."""
+    """Draw the modules as a tree; equal neighbours are one line, and so is a module that holds tensors only."""
     return "\n".join(_branch(root, "", "", canvas)) + "\n"
 
 
 def _branch(node: ModuleNode, lead: str, below: str, canvas: Canvas) -> Iterator[str]:
     name = safe_text(shorten(node.name or "(model)", _LONGEST_NAME))
-    yield (
-        canvas.paint(lead, "dim")
-        + canvas.paint(name, "" if node.dtype else "bold")
-        + canvas.paint(_counts(node), "dim")
-    )
+    repeated = f" ({node.repeats} times)" if node.repeats > 1 else ""
+    only_tensors = all(map(_is_leaf, node.children))
+    contents = _tensors_text(node) if only_tensors else _sum_text(node)
+    yield canvas.paint(lead, "dim") + canvas.paint(name + repeated, "bold") + "  " + canvas.paint(contents, "dim")
+    if only_tensors:
+        return
     glyphs = canvas.glyphs
     for child in node.children:
         last = child is node.children[-1]
@@ -110,13 +113,24 @@ def _branch(node: ModuleNode, lead: str, below: str, canvas: Canvas) -> Iterator
         yield from _branch(child, below + joint, below + trunk, canvas)
 
 
-def _counts(node: ModuleNode) -> str:
-    repeated = f"  {node.repeats} times" if node.repeats > 1 else ""
-    if node.dtype:
-        shape = f"{safe_text(node.dtype)} {shape_text(node.shape)}"
-        return f"{repeated}  {shape}" if not node.children else f"{repeated}  {shape}  {_sum(node)}"
-    return f"{repeated}  {_sum(node)}"
+def _is_leaf(node: ModuleNode) -> bool:
+    return bool(node.dtype) and not node.children
 
 
-def _sum(node: ModuleNode) -> str:
-    return f"{plural(node.tensors, 'tensor')}, {count_text(node.elements)}, {size_text(node.nbytes)}"
+def _tensors_text(node: ModuleNode) -> str:
+    """List the tensors of one module, names with the same dtype and shape together."""
+    parts = [_leaf_text(node)] if node.dtype else []
+    for _, group in groupby(node.children, key=_leaf_text):
+        leaves = list(group)
+        names = ", ".join([safe_text(shorten(leaf.name, _LONGEST_NAME)) for leaf in leaves])
+        parts.append(f"{names} {_leaf_text(leaves[0])}")
+    return "; ".join([size_text(node.nbytes), *parts])
+
+
+def _leaf_text(node: ModuleNode) -> str:
+    return f"{safe_text(node.dtype)} {shape_text(node.shape)}"
+
+
+def _sum_text(node: ModuleNode) -> str:
+    own = f"; {_leaf_text(node)}" if node.dtype else ""
+    return f"{size_text(node.nbytes)}; {plural(node.tensors, 'tensor')}, {count_text(node.elements)} elements{own}"
