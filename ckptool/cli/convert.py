@@ -171,11 +171,11 @@ def _show(done: list[Conversion], terminal: Terminal, view: options.AnswerOption
     from ckptool.reports import conversion as report
 
     if view.json:
-        from ckptool.reports.json import one_or_many, to_json
+        from ckptool.reports.json import answer_json
 
         documents = [report.document(conversion) for conversion in done]
-        if documents:
-            show(to_json(one_or_many(report.SCHEMA, documents, several=several)))
+        if documents or several:
+            show(answer_json(report.SCHEMA, documents, several=several))
         return
     for conversion in done:
         for note in conversion.notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ckptool.layouts.aliases import with_aliases
 from ckptool.layouts.candidates import UNKNOWN_NAME, find_state_dicts, is_optimizer_like, state_dict_at
 from ckptool.layouts.inner import inner_candidates
 from ckptool.layouts.producers import Layout, has, identify, layout_of, lookup
@@ -22,7 +23,8 @@ def select(checkpoint: Checkpoint, weights: str = "main") -> Selection:
     :raises UnreadableCheckpoint: a pickled module nests without end.
     """
     root, producer, layout = checkpoint.root, identify(checkpoint), layout_of(checkpoint.root)
-    found = inner_candidates(find_state_dicts(root, layout), producer)
+    described = [with_aliases(state_dict, checkpoint.metadata) for state_dict in find_state_dicts(root, layout)]
+    found = inner_candidates(described, producer)
     refusal = _refuse_file(root, layout, found)
     if refusal is None:
         chosen, refusal = _choose(root, found, weights, layout)

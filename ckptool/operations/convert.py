@@ -7,15 +7,15 @@ from pathlib import Path
 
 from ckptool.errors import OutputRefused, PlanRefused
 from ckptool.formats import open_checkpoint
-from ckptool.layouts import plan_keys, select
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
-from ckptool.model.plans import KeyPlan, Note, PlannedTensor, Selection, StateDict
+from ckptool.model.plans import PlannedTensor
 from ckptool.model.results import CastLoss
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.values import TensorSpec
 from ckptool.operations.copying import PlannedCopy, plan_copy
 from ckptool.operations.facts import NO_FACTS, facts_as_text
+from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.readback import check_staged
 from ckptool.writers import WRITERS, staging
 
@@ -60,13 +60,12 @@ def convert(
 
     :raises CkptoolError: what is meant is open, cannot be written faithfully, or the disk refuses.
     """
+    _refuse_same_file(source, target, options)
     with open_checkpoint(source) as checkpoint:
-        selection = select(checkpoint, options.weights)
-        state_dict = chosen_state_dict(checkpoint, selection)
-        key_plan = _plan_keys(checkpoint, state_dict, selection, options)
+        opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
+        selection, state_dict, key_plan = opened.selection, opened.state_dict, opened.plan
         kind = kind or kind_of_format(checkpoint.format)
-        if options.keep_rest and kind == "safetensors" and not options.in_place:
-            raise OutputRefused(f"{target}: a safetensors file cannot keep the rest of a container; write a .pt file")
+        _refuse_kind(target, kind, options)
         facts = facts_as_text(checkpoint, selection) if kind == "safetensors" and options.metadata else NO_FACTS
         copy = plan_copy(checkpoint, state_dict, key_plan, options, kind, facts)
         _guard(checkpoint, copy, options)
@@ -98,22 +97,18 @@ def convert(
         )
 
 
-def chosen_state_dict(checkpoint: Checkpoint, selection: Selection) -> StateDict:
-    """Give the state dict that is meant.
-
-    :raises PlanRefused: there is none, or several are equal.
-    """
-    if selection.chosen is not None:
-        return selection.chosen
-    refusal = selection.refusal or Note("no-weights", "no state dict in this file")
-    raise PlanRefused(refusal.code, f"{checkpoint.path}: {refusal.text}")
+def _refuse_kind(target: Path | None, kind: OutputKind, options: ConvertOptions) -> None:
+    if options.keep_rest and kind == "safetensors":
+        raise OutputRefused(f"{target}: a safetensors file cannot keep the rest of a container; write a .pt file")
+    if target is not None and not options.in_place and SUFFIXES.get(target.suffix.lower(), kind) != kind:
+        raise OutputRefused(f"{target}: the suffix does not stand for a {kind} file; name it otherwise, or use convert")
 
 
-def _plan_keys(checkpoint: Checkpoint, state_dict: StateDict, selection: Selection, options: ConvertOptions) -> KeyPlan:
-    try:
-        return plan_keys(state_dict, selection.producer, options.keys)
-    except PlanRefused as refusal:
-        raise PlanRefused(refusal.code, f"{checkpoint.path}: {refusal}") from refusal
+def _refuse_same_file(source: Path, target: Path | None, options: ConvertOptions) -> None:
+    if target is None or options.in_place or not target.exists() or not source.exists():
+        return
+    if target.samefile(source):
+        raise OutputRefused(f"{target}: is the input itself; to replace it, say --in-place")
 
 
 def _guard(checkpoint: Checkpoint, copy: PlannedCopy, options: ConvertOptions) -> None:

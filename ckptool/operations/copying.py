@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckptool.errors import UnsupportedTensor
-from ckptool.layouts import rename_key, rename_module_path
+from ckptool.layouts import node_at, rename_key, rename_module_path
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import ConvertOptions, Dropped, OutputKind, Tie
 from ckptool.model.dtypes import DType
@@ -186,25 +186,38 @@ def _clean_node(
             node.pairs.append((target, value))
     if isinstance(state_dict.key_metadata, DictNode):
         metadata = rebuilder.rebuild(state_dict.key_metadata, "_metadata")
-        pairs = [(rename_module_path(key_plan, path), entry) for path, entry in metadata.pairs if type(path) is str]
-        unique = {path: entry for path, entry in pairs if path is not None}
-        node.attributes = DictNode([("_metadata", DictNode(list(unique.items()), "OrderedDict"))])
+        node.attributes = DictNode([("_metadata", _renamed_modules(metadata, key_plan))])
     return node
+
+
+def _renamed_modules(metadata: DictNode, key_plan: KeyPlan) -> DictNode:
+    """Bring the module paths of ``_metadata`` to their clean names; where keys were mapped one by one, by their moves."""
+    moved = _moved_modules(key_plan) if key_plan.rule.mapping else None
+    renamed = {
+        target: entry
+        for path, entry in metadata.text_items().items()
+        if (target := rename_module_path(key_plan, path) if moved is None else moved.get(path)) is not None
+    }
+    return DictNode(list(renamed.items()), "OrderedDict")
+
+
+def _moved_modules(key_plan: KeyPlan) -> dict[str, str]:
+    """Tell from the keys below each module where it went: ``model.fc`` to ``fc``, if only what stands before changed."""
+    moved: dict[str, str] = {}
+    for source, target in key_plan.kept.items():
+        steps, target_steps = source.split("."), target.split(".")
+        while steps and target_steps and steps.pop() == target_steps.pop():
+            moved[".".join(steps)] = ".".join(target_steps)
+    return moved
 
 
 def _with_rest(
     checkpoint: Checkpoint, state_dict: StateDict, clean: DictNode, rebuilder: Rebuilder, options: ConvertOptions
 ) -> tuple[Any, list[Dropped]]:
-    if not options.keep_rest:
+    if not (options.keep_rest or options.in_place):
         return clean, _beside(checkpoint, state_dict, frozenset())
-    rebuilder.replaced[id(_node_at(checkpoint.root, state_dict.path))] = clean
+    rebuilder.replaced[id(node_at(checkpoint.root, state_dict.path))] = clean
     return rebuilder.rebuild(checkpoint.root), []
-
-
-def _node_at(root: Any, path: tuple[str, ...]) -> Any:
-    for step in path:
-        root = root.get(step) if isinstance(root, DictNode) else None
-    return root
 
 
 # --- what both tell ---
@@ -221,7 +234,7 @@ def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[st
             name = ".".join((*state_dict.path[:depth], str(key)))
             if key != step and name not in carried:
                 dropped.append(Dropped(name, "beside the weights", _nbytes(value)))
-        node = node.get(step)
+        node = node_at(node, (step,))
     return dropped
 
 

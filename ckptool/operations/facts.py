@@ -34,10 +34,10 @@ def facts_as_text(checkpoint: Checkpoint, selection: Selection) -> CarriedFacts:
     said = {name: to_plain(value) for name, value in _said(training, selection).items()}
     text = {TRAINING_KEY: _json(said)} if said else {}
     if training.hyper_parameters:
-        text[HYPER_PARAMETERS_KEY] = _json({name: to_plain(value) for name, value in training.hyper_parameters.items()})
+        text[HYPER_PARAMETERS_KEY] = _json(to_plain(training.hyper_parameters))
     facts = (training.epoch, training.global_step, *training.versions.values(), *training.metrics.values())
     places = {fact.evidence for fact in facts if fact is not None}
-    return CarriedFacts(text, frozenset(places | {training.hyper_parameter_source}))
+    return CarriedFacts(text, frozenset(places.union(training.hyper_parameter_sources)))
 
 
 def _said(training: Training, selection: Selection) -> dict[str, Any]:

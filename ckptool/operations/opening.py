@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +13,8 @@ from ckptool.errors import PlanRefused
 from ckptool.formats import open_checkpoint
 from ckptool.layouts import plan_keys, select
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.plans import KeyOptions, KeyPlan, Selection, StateDict
+from ckptool.model.plans import KeyOptions, KeyPlan, Note, Selection, StateDict
 from ckptool.model.values import OpaqueTensor, TensorSpec
-from ckptool.operations.convert import chosen_state_dict
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +65,7 @@ class OpenedCheckpoint:
 
         :raises PlanRefused: there is none, or several are equal.
         """
-        return _with_aliases(self.checkpoint, chosen_state_dict(self.checkpoint, self.selection))
+        return chosen_state_dict(self.checkpoint, self.selection)
 
     @cached_property
     def plan(self) -> KeyPlan:
@@ -107,17 +106,12 @@ def open_path(path: str | os.PathLike[str]) -> OpenedCheckpoint:
     return OpenedCheckpoint(open_checkpoint(Path(path)))
 
 
-def _with_aliases(checkpoint: Checkpoint, state_dict: StateDict) -> StateDict:
-    """Add the names that a safetensors file keeps in its metadata because it cannot store a tied tensor twice.
+def chosen_state_dict(checkpoint: Checkpoint, selection: Selection) -> StateDict:
+    """Give the state dict that is meant.
 
-    Source: ``metadata[removed_name] = kept_name`` in huggingface_hub/serialization/_torch.py.
+    :raises PlanRefused: there is none, or several are equal.
     """
-    if checkpoint.format != "safetensors" or state_dict.path:
-        return state_dict
-    tensors = state_dict.tensors
-    aliases = {
-        name: tensors[kept]
-        for name, kept in checkpoint.metadata.items()
-        if kept in tensors and name not in tensors and name != "format"
-    }
-    return replace(state_dict, entries={**state_dict.entries, **aliases}) if aliases else state_dict
+    if selection.chosen is not None:
+        return selection.chosen
+    refusal = selection.refusal or Note("no-weights", "no state dict in this file")
+    raise PlanRefused(refusal.code, f"{checkpoint.path}: {refusal.text}")

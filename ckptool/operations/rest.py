@@ -15,6 +15,8 @@ from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, SetNode, Stu
 MAX_DEPTH = 256
 _PLAIN = (bool, int, float, complex, str, bytes, DType)
 _KEYS = (bool, int, float, str, bytes, type(None))
+# MultiStepLR keeps its milestones in a Counter.
+_WRITABLE = {"OrderedDict": "OrderedDict", "Counter": "Counter"}
 _GONE = object()  # what stands for a value that is dropped, until its container leaves it out
 
 
@@ -83,7 +85,7 @@ class Rebuilder:
 
     def _dict(self, node: DictNode, path: str, depth: int) -> DictNode:
         pairs = self._optimizer_pairs(node) if "state" in node and "param_groups" in node else node.pairs
-        built = DictNode(type_name="OrderedDict" if node.type_name == "OrderedDict" else "dict")
+        built = DictNode(type_name=_WRITABLE.get(node.type_name, "dict"))
         for key, child in pairs:
             below = f"{path}.{key}" if path else str(key)
             value = _GONE
