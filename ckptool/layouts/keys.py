@@ -15,15 +15,15 @@ from ckptool.layouts.roots import strip_roots, take_side_keys
 from ckptool.layouts.segments import (
     FLAT_LEAVES,
     PRIVATE_SEGMENTS,
-    first_segments,
-    holds,
+    count_holding,
     private_segments,
     quoted,
+    removable_segments,
     shared_root,
     under,
     without,
 )
-from ckptool.model.plans import Certainty, KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
+from ckptool.model.plans import KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
 from ckptool.model.values import OpaqueTensor, TensorSpec
 
 DEFAULT_OPTIONS = KeyOptions()
@@ -95,7 +95,7 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
 
     :raises PlanRefused: there is one.
     """
-    if not keep_prefixes and any(leaf in key for leaf in FLAT_LEAVES for key in draft.names):
+    if not keep_prefixes and "flat_param" in "\n".join(draft.names):
         flat = [key for key in draft.names if key.rpartition(".")[2] in FLAT_LEAVES]
         if flat:
             raise PlanRefused(
@@ -122,27 +122,18 @@ def is_shard(tensor: OpaqueTensor) -> bool:
 def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
     """Take the private names of frameworks out of every key, at any depth."""
     draft.rule = KeyRule(removed=removable_segments(keep))
-    counts = {
-        segment: sum(holds(name, segment) for name in draft.names.values())
-        for segment in private_segments(draft.names, keep)
-    }
+    counts = {segment: count_holding(draft.names, segment) for segment in private_segments(draft.names, keep)}
     # A pair, or a segment below a removed one, only shows once the others are gone: removal sees them all.
     present = tuple(counts)
     cleaned = {source: without(name, present) for source, name in draft.names.items()} if present else draft.names
     changed = sum(source != name for source, name in cleaned.items())
-    draft.names = dict(cleaned)
+    draft.names = cleaned
     for segment, count in counts.items():
         if count:
             draft.found(PRIVATE_SEGMENTS[segment], segment, count, "certain")
     if changed:
         found = quoted([wrapper.segment for wrapper in draft.wrappers], 8)
         draft.note("wrapper-segments", f"{found} removed from {changed} of {len(cleaned)} keys")
-
-
-def removable_segments(keep: Iterable[str]) -> tuple[str, ...]:
-    """List the private segments that no ``--keep`` protects."""
-    kept = set(keep)
-    return tuple(segment for segment in PRIVATE_SEGMENTS if kept.isdisjoint(segment.split(".")))
 
 
 def select_subtree(draft: Draft, select: str | None, *, strip: bool) -> None:
@@ -157,13 +148,13 @@ def select_subtree(draft: Draft, select: str | None, *, strip: bool) -> None:
     names = {source: without(name, tuple(PRIVATE_SEGMENTS)) for source, name in draft.names.items()}
     full_path = _locate(list(names.values()), path)
     if full_path is None:
-        groups = quoted(first_segments(draft.names.values()), 8)
+        groups = quoted(draft.roots, 8)
         raise PlanRefused("not-found", f'no key lies below "{select}": --select takes one of {groups}, or a path below')
     draft.drop([source for source, name in names.items() if not under(name, full_path)], f"outside --select {select}")
     if strip:
         draft.strip(full_path)
         draft.rule = replace(draft.rule, leading=tuple(full_path.split(".")))
-        if shared_root(draft.names.values()) == "module":
+        if draft.shared_root == "module":
             draft.note("still-module", f'"module." is still on every key: --select {full_path}.module takes it off')
 
 
@@ -303,18 +294,16 @@ def refuse_collisions(draft: Draft) -> None:
 def finish(draft: Draft) -> KeyPlan:
     """Make the plan: one move for every entry, in file order."""
     names, dropped = draft.names, draft.dropped
-    moves = [
-        KeyMove(key, names[key]) if key in names else KeyMove(key, None, dropped[key]) for key in draft.entries
-    ]  # fmt: skip
+    moves = (
+        [KeyMove(key, names.get(key), dropped.get(key, "")) for key in draft.entries]
+        if dropped
+        else map(KeyMove, names, names.values())
+    )
     return KeyPlan(
         moves=tuple(moves),
-        certainty=_certainty(draft),
+        certainty=draft.certainty,
         wrappers=tuple(draft.wrappers),
         notes=tuple(draft.notes),
         is_ema=draft.is_ema or draft.state_dict.role == "ema",
         rule=draft.rule,
     )
-
-
-def _certainty(draft: Draft) -> Certainty:
-    return draft.certainty

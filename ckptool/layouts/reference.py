@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptool.errors import PlanRefused
@@ -15,6 +15,7 @@ from ckptool.layouts.segments import (
     first_segments,
     private_segments,
     quoted,
+    removable_segments,
     shared_root,
     without_inner,
 )
@@ -57,6 +58,8 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
     record_wrappers(draft, best.rule)
     draft.names = {source: best.targets[source] for source in draft.names}
     draft.rule, draft.certainty = best.rule, "reference"
+    if best.rule.removed or not private_segments(draft.names):
+        draft.rule = replace(best.rule, removed=removable_segments(keep))
     draft.note("by-reference", f"{describe(best.rule)} matches all {len(reference)} names of the reference")
 
 
@@ -76,13 +79,18 @@ def best_trial(draft: Draft, reference: Reference, keep: frozenset[str]) -> Tria
     :raises PlanRefused: two rules with different outcomes do equally well.
     """
     shapes = {source: shape_of(draft.entries[source]) for source in draft.names}
-    trials = [try_rule(rule, shapes, reference) for rule in rules(list(draft.names), reference, keep)]
-    sound = [trial for trial in trials if len(set(trial.targets.values())) == len(trial.targets)]
-    if not sound:
-        return Trial(KeyRule(), {}, len(shapes), 0)
-    best = max(sound, key=lambda trial: trial.score)
-    rivals = [trial for trial in sound if trial.score == best.score and trial.targets != best.targets]
-    if rivals and best.targets and len(best.targets) == len(reference):
+    best = Trial(KeyRule(), {}, len(shapes), 0)
+    equals: list[Trial] = []
+    for rule, votes in rules(list(draft.names), reference, keep):
+        if votes < len(best.targets):
+            break  # a rule reaches at most as many names as voted for it
+        trial = try_rule(rule, shapes, reference)
+        if len(set(trial.targets.values())) < len(trial.targets) or trial.score < best.score:
+            continue
+        equals = [*equals, trial] if trial.score == best.score else [trial]
+        best = equals[0]
+    rivals = [trial for trial in equals if trial.targets != best.targets]
+    if rivals and len(best.targets) == len(reference):
         raise PlanRefused("ref-tie", _tie_message([best, *rivals]))
     return best
 
@@ -92,16 +100,21 @@ def shape_of(value: Any) -> Shape:
     return value.shape if isinstance(value, TensorSpec | OpaqueTensor) else None
 
 
-def rules(keys: list[str], reference: Reference, keep: frozenset[str]) -> Iterator[KeyRule]:
-    """List the global rules that could lead to the reference: few, each simple enough to be said in a sentence."""
+def rules(keys: list[str], reference: Reference, keep: frozenset[str]) -> list[tuple[KeyRule, int]]:
+    """List the global rules that could lead to the reference, with how many names each may reach, most first.
+
+    They are few, and each is simple enough to be said in a sentence.
+    """
     private = private_segments(keys, keep)
-    front = shared_front(reference)
-    for removed in {(), private}:
-        for inner in ((), ("module",)):
-            if inner and not _has_inner(keys, inner[0], keep):
-                continue
-            for prepended in ("", front) if front else ("",):
-                yield from _rules_by_prefix(KeyRule(removed, (), inner, prepended), keys, reference)
+    inners: list[tuple[str, ...]] = [(), ("module",)] if _has_inner(keys, "module", keep) else [()]
+    found = [
+        voted
+        for removed in dict.fromkeys([(), private])
+        for inner in inners
+        for prepended in dict.fromkeys(["", shared_front(reference)])
+        for voted in _rules_by_prefix(KeyRule(removed, (), inner, prepended), keys, reference)
+    ]
+    return sorted(found, key=lambda voted: -voted[1])
 
 
 def _has_inner(keys: list[str], segment: str, keep: frozenset[str]) -> bool:
@@ -120,26 +133,22 @@ def shared_front(reference: Reference) -> str:
     return front
 
 
-def _rules_by_prefix(rule: KeyRule, keys: list[str], reference: Reference) -> Iterator[KeyRule]:
-    """Count which prefixes, taken off, leave a name of the reference, and yield the most frequent ones."""
-    votes: Counter[tuple[str, ...]] = Counter()
+def _rules_by_prefix(rule: KeyRule, keys: list[str], reference: Reference) -> list[tuple[KeyRule, int]]:
+    """Count which prefixes, taken off, leave a name of the reference, and give the most frequent ones."""
+    votes: Counter[str] = Counter()
     for key in keys:
-        votes.update(_prefixes_that_match(rule, key, reference))
-    for leading, _ in votes.most_common(RULES_TRIED):
-        yield KeyRule(rule.removed, leading, rule.inner, rule.prepended)
-
-
-def _prefixes_that_match(rule: KeyRule, key: str, reference: Reference) -> Iterator[tuple[str, ...]]:
-    tail = without_segments(key, rule.removed)
-    leading: tuple[str, ...] = ()
-    for _ in range(DEEPEST_PREFIX + 1):
-        name = without_inner(tail, rule.inner) if rule.inner else tail
-        if rule.prepended + name in reference:
-            yield leading
-        head, dot, tail = tail.partition(".")
-        if not dot:
-            return
-        leading = (*leading, head)
+        name, start = without_segments(key, rule.removed) if rule.removed else key, 0
+        for _ in range(DEEPEST_PREFIX + 1):
+            tail = without_inner(name[start:], rule.inner) if rule.inner else name[start:]
+            if rule.prepended + tail in reference:
+                votes[name[:start]] += 1
+            start = name.find(".", start) + 1
+            if not start:
+                break
+    return [
+        (KeyRule(rule.removed, tuple(front.split(".")[:-1]), rule.inner, rule.prepended), count)
+        for front, count in votes.most_common(RULES_TRIED)
+    ]
 
 
 def try_rule(rule: KeyRule, shapes: Mapping[str, Shape], reference: Reference) -> Trial:

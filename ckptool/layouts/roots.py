@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptool.errors import PlanRefused
 from ckptool.layouts.draft import Draft
-from ckptool.layouts.segments import first_segments, quoted, shared_root, under
+from ckptool.layouts.segments import quoted, under
 from ckptool.layouts.twins import underscored_twins
 
 # Networks that lie side by side as equals: nobody but the user can say which one is meant.
@@ -20,6 +20,9 @@ PEER_ROOTS = (
 
 # Copies of the weights that a training module keeps beside ``model``.
 EMA_ROOTS = frozenset({"ema_model", "model_ema", "ema", "averaged_model"})
+
+# Who keeps the network as its attribute ``model``, by the family of the container.
+CONTAINER_MODULES = {"lightning": "LightningModule", "composer": "ComposerModel"}
 
 LOSS_ROOTS = frozenset({"criterion", "criterions", "loss", "losses", "loss_fn", "loss_func", "metric", "metrics"})
 LOSS_ENDINGS = ("_criterion", "_loss", "_loss_fn", "_metric", "_metrics")
@@ -54,9 +57,9 @@ SIDE_KEYS = (
 def take_side_keys(draft: Draft, keep: Iterable[str]) -> frozenset[str]:
     """Drop the counters of an averaging wrapper and say which there were."""
     for side in SIDE_KEYS:
-        sources = [source for source, name in draft.names.items() if name in side.names]
-        others = {name.partition(".")[0] for source, name in draft.names.items() if name not in side.names}
-        if sources and others and others <= side.wrappers.difference(keep):
+        others = set(draft.roots) - side.names
+        if len(others) < len(draft.roots) and others and others <= side.wrappers.difference(keep):
+            sources = [source for source, name in draft.names.items() if name in side.names]
             found = frozenset(draft.names[source] for source in sources)
             draft.drop(sources, SIDE_REASON)
             return found
@@ -80,22 +83,16 @@ def strip_roots(draft: Draft, keep: Iterable[str]) -> None:
 
 def refuse_peers(draft: Draft) -> None:
     """Refuse where networks lie side by side as equals."""
-    roots = set(first_segments(draft.names.values()))
     for peers in PEER_ROOTS:
-        if peers <= roots:
-            raise PlanRefused("choose", _choose_message(draft, roots))
+        if peers.issubset(draft.roots):
+            raise PlanRefused("choose", _choose_message(draft, draft.roots))
 
 
 def _choose_message(draft: Draft, roots: Iterable[str]) -> str:
     front = "".join(f"{segment}." for segment in draft.rule.leading)
     groups = sorted(roots)
-    choices = " or ".join(f"--select {front}{root}" for root in groups if _is_group(draft, root))
+    choices = " or ".join(f"--select {front}{root}" for root in groups if draft.is_group(root))
     return f"{quoted(groups, 8)} lie side by side in one state dict: choose with {choices}, or --keep-prefixes"
-
-
-def _is_group(draft: Draft, root: str) -> bool:
-    front = f"{root}."
-    return any(name.startswith(front) for name in draft.names.values())
 
 
 def drop_underscored_twins(draft: Draft) -> None:
@@ -111,7 +108,7 @@ def drop_underscored_twins(draft: Draft) -> None:
 
 def strip_ema_root(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
     """Strip the root of an EMA copy where its counters, or its role in the file, bear witness to it."""
-    root = shared_root(draft.names.values())
+    root = draft.shared_root
     if root not in EMA_ROOTS or root in kept:
         return
     if side or (draft.state_dict.role == "ema" and root != "model_ema"):
@@ -144,7 +141,7 @@ def strip_module(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> No
 
 
 def _strip_assumed_module(draft: Draft, name: str) -> None:
-    if shared_root(draft.names.values()) == "module":
+    if draft.shared_root == "module":
         draft.note("module-assumed", f'"module." on every key is taken for a wrapper ({name}): --keep module keeps it')
         _strip_root(draft, "module", name)
 
@@ -154,17 +151,18 @@ def strip_container_model(draft: Draft, kept: frozenset[str]) -> None:
 
     :raises PlanRefused: another network lies beside it.
     """
-    if not draft.container or "model" in kept or not _is_group(draft, "model"):
+    if not draft.container or "model" in kept or not draft.is_group("model"):
         return
-    if _is_group(draft, "model.diffusion_model"):
+    if draft.is_group("model.diffusion_model"):
         draft.note("latent-diffusion", '"model." belongs to the names of a latent diffusion model and stays')
         return
-    if shared_root(draft.names.values()) == "model":
-        what = f'"model." on every key is the attribute of a {draft.container} module: --keep model keeps it'
+    owner = CONTAINER_MODULES[draft.container]
+    if draft.shared_root == "model":
+        what = f'"model." on every key is taken for the attribute of a {owner}: --keep model keeps it'
         draft.note("model-by-container", what)
     else:
         drop_training_roots(draft)
-    _strip_root(draft, "model", f"{draft.container} module")
+    _strip_root(draft, "model", owner)
     refuse_peers(draft)
 
 
@@ -173,7 +171,7 @@ def drop_training_roots(draft: Draft) -> None:
 
     :raises PlanRefused: another network lies beside it.
     """
-    roots = first_segments(draft.names.values())
+    roots = draft.roots
     reasons = {root: root_reason(draft, root) for root in roots if root != "model"}
     if not all(reasons.values()):
         raise PlanRefused("choose", _choose_message(draft, roots))
@@ -193,7 +191,7 @@ def root_reason(draft: Draft, root: str) -> str:
         return f"an EMA copy of the weights: --select {root}"
     if root in LOSS_ROOTS or root.endswith(LOSS_ENDINGS):
         return "a loss or metric of the training, not of the model"
-    if is_metric_state(draft.entries, [source for source, name in draft.names.items() if under(name, root)]):
+    if is_metric_state(draft.entries, list(draft.below(root))):
         return "the state of a metric (torchmetrics), not of the model"
     return ""
 
@@ -206,14 +204,14 @@ def is_metric_state(entries: Mapping[str, Any], keys: list[str]) -> bool:
 
 def note_what_is_left(draft: Draft, kept: frozenset[str]) -> None:
     """Say which first segments look like a wrapper but had to stay."""
-    root = shared_root(draft.names.values())
+    root = draft.shared_root
     if root == "module" and root not in kept:
         draft.note(
             "still-module",
             '"module." is still on every key: --prefix takes it off as well, --like FILE would settle it',
         )
-    elif _is_group(draft, "module") and root != "module" and "module" not in kept:
-        below = sum(under(name, "module") for name in draft.names.values())
+    elif draft.is_group("module") and root != "module" and "module" not in kept:
+        below = len(list(draft.below("module")))
         text = f'"module." is on {below} of {len(draft.names)} keys and stays: --like FILE would settle it'
         draft.note("module-on-some-left", text)
     elif root is not None and draft.container and not draft.rule.leading:

@@ -5,7 +5,7 @@ A key is a path: ``model._orig_mod.fc.weight``. Everything here works on whole s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 # Private names of a framework, removed at any depth. The pair stands last: it may only meet once the others are gone.
 # Sources: torch/_dynamo/eval_frame.py, torch/distributed/fsdp/_common_utils.py, torch/distributed/algorithms/
@@ -25,13 +25,16 @@ PRIVATE_SEGMENTS = {
 FLAT_LEAVES = frozenset({"_flat_param", "flat_param"})
 
 
-def private_segments(keys: Iterable[str], keep: Iterable[str] = ()) -> tuple[str, ...]:
-    """List the private segments that occur in the keys, without the protected ones."""
-    text = "\n".join(keys)
+def removable_segments(keep: Iterable[str]) -> tuple[str, ...]:
+    """List the private segments that no ``--keep`` protects."""
     kept = set(keep)
-    return tuple(
-        segment for segment in PRIVATE_SEGMENTS if kept.isdisjoint(segment.split(".")) and _may_occur(segment, text)
-    )
+    return tuple(segment for segment in PRIVATE_SEGMENTS if kept.isdisjoint(segment.split(".")))
+
+
+def private_segments(keys: Iterable[str], keep: Iterable[str] = ()) -> tuple[str, ...]:
+    """List the private segments that occur in the keys (or seem to), without the protected ones."""
+    text = "\n".join(keys)
+    return tuple(segment for segment in removable_segments(keep) if _may_occur(segment, text))
 
 
 def _may_occur(segment: str, text: str) -> bool:
@@ -54,9 +57,10 @@ def without_inner(key: str, segments: Sequence[str]) -> str:
     return f"{head}.{without(tail, segments)}" if dot else key
 
 
-def holds(key: str, segment: str) -> bool:
-    """Tell whether ``without`` would remove the segment from this key."""
-    return f".{segment}." in f".{key}"
+def count_holding(keys: Iterable[str], segment: str) -> int:
+    """Count the keys that ``without`` would remove the segment from."""
+    front, inner = f"{segment}.", f".{segment}."
+    return sum([key.startswith(front) or inner in key for key in keys])
 
 
 def first_segments(names: Iterable[str]) -> list[str]:
@@ -69,10 +73,15 @@ def under(name: str, path: str) -> bool:
     return name.startswith(f"{path}.")
 
 
-def shared_root(names: Iterable[str]) -> str | None:
+def shared_root(names: Collection[str]) -> str | None:
     """Give the first segment that every name lies below, or None."""
-    heads = {name.partition(".")[0] if "." in name else "" for name in names}
-    return heads.pop() or None if len(heads) == 1 else None
+    head, dot, _ = next(iter(names), "").partition(".")
+    return head if dot and all_under(names, head) else None
+
+
+def all_under(names: Collection[str], path: str) -> bool:
+    """Tell whether every name lies below a path: what the first and last in order share, all between them share."""
+    return under(min(names), path) and under(max(names), path)
 
 
 def quoted(names: Sequence[str], shown: int = 3) -> str:

@@ -8,7 +8,14 @@ from typing import Any
 from ckptool.layouts.hyperparameters import read_hyper_parameters
 from ckptool.layouts.producers import lookup
 from ckptool.layouts.scalars import number
-from ckptool.layouts.segments import FLAT_LEAVES, PRIVATE_SEGMENTS, holds, private_segments, shared_root, without
+from ckptool.layouts.segments import (
+    FLAT_LEAVES,
+    PRIVATE_SEGMENTS,
+    count_holding,
+    private_segments,
+    shared_root,
+    without,
+)
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.plans import Selection, StateDict
 from ckptool.model.training import Fact, Training
@@ -256,7 +263,7 @@ def _keys(selection: Selection) -> list[str]:
 
 
 def _segment_fact(value: Any, segment: str, keys: list[str]) -> Fact | None:
-    count = sum(holds(key, segment) for key in keys)
+    count = count_holding(keys, segment)
     return Fact(value, f'"{segment}" is in {count} of {len(keys)} keys') if count else None
 
 
