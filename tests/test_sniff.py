@@ -222,12 +222,15 @@ def test_file_is_named(tmp_path: Path, case: str) -> None:
     assert str(refused.value) == f"{path}: {message}"
 
 
+DISTRIBUTED = (
+    "this folder is a distributed checkpoint, which ckptool does not read yet; run "
+    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt first"
+)
 FOLDERS = {
     "empty": ((), "this is a folder, not a file; name a file in it"),
     "distributed": (
         (".metadata", "__0_0.distcp"),
-        "this folder is a distributed checkpoint, which ckptool does not read yet; run python -m torch.distributed."
-        "checkpoint.format_utils dcp_to_torch FOLDER OUT.pt first",
+        DISTRIBUTED,
     ),
     "shards": (
         ("model-00001-of-00002.safetensors", "model.safetensors.index.json"),

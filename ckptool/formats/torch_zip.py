@@ -58,16 +58,21 @@ def read_torch_zip(file: InputFile) -> Checkpoint:
     table = _StorageTable(file, records, f"{root}/data/", big_endian=facts.get("byteorder") == "big")
     log = GlobalLog()
     value = _unpickle(file, records[f"{root}/data.pkl"], table, log)
-    own = {name.removeprefix(f"{root}/") for name in records} - _OWN_RECORDS
-    extras = sorted(name for name in own if not name.startswith("data/") or not _KEY.fullmatch(name[5:]))
-    findings = (*archive.findings, *log.findings, *_findings(facts, records, table, extras))
+    storages = table.all()
+    findings = (
+        *archive.findings,
+        *log.findings,
+        *_fact_findings(facts),
+        *_storage_findings(storages, table.unused()),
+        *_extra_findings(_extra_names(records, root)),
+    )
     return Checkpoint(
         path=file.path,
         format="torch-zip",
         file_bytes=file.size,
         root=value,
         file=file,
-        storages=table.all(),
+        storages=storages,
         globals=log.uses(),
         findings=findings,
         members=tuple(Member(record.name, record.stored_bytes) for record in records.values()),
@@ -170,6 +175,11 @@ class _StorageTable:
             raise UnreadableCheckpoint(
                 f"the storage {key!r:.80} declares {numel * itemsize:,} bytes and has {record.nbytes:,}; {_AGAIN}"
             )
+        if self._big_endian and kind.dtype is None and numel:
+            # torch swaps by the storage's type, so it reads these wrongly: there is no right answer to agree with.
+            raise UnreadableCheckpoint(
+                f"the storage {key!r:.80} holds untyped bytes of a big-endian machine; {_RESAVE}"
+            )
         storage = Storage(key, record.open(self._file), record.nbytes, location, self._big_endian)
         return PickledStorage(storage, kind.dtype, 0, numel)
 
@@ -210,21 +220,28 @@ def check_identifier(kind: Any, key: Any, location: Any, numel: Any) -> None:
         raise UnreadableCheckpoint(f"the storage {key!r:.80} declares {numel:,} elements; {_RESAVE}")
 
 
-def _findings(
-    facts: dict[str, str], records: dict[str, Record], table: _StorageTable, extras: list[str]
-) -> Iterable[Finding]:
+def _fact_findings(facts: dict[str, str]) -> Iterable[Finding]:
     if "version" not in facts:
         yield Finding("no-version", "the record 'version' is missing, and torch.load asks for it")
     if "compressed" in facts:
         yield Finding(
             "compressed", f"{facts['compressed']} are compressed; torch.load(mmap=True) would take them for values"
         )
-    if all(record.crc32 == 0 for record in records.values() if record.nbytes):
-        yield Finding("no-checksums", "the file was written without checksums: damage cannot be noticed")
-    unused = [record.name for record in table.unused()]
+
+
+def _storage_findings(storages: Iterable[Storage], unused: list[Record]) -> Iterable[Finding]:
+    unchecked = sum(storage.nbytes > 0 and storage.source.crc32 is None for storage in storages)
+    if unchecked:
+        yield Finding("no-checksums", f"{unchecked} storages were written without a checksum: damage goes unnoticed")
     if unused:
-        yield Finding("unreferenced-storage", f"no tensor uses {len(unused)} storages: {_some(unused)}")
-    yield from _extra_findings(extras)
+        names = [record.name for record in unused]
+        yield Finding("unreferenced-storage", f"no tensor uses {len(names)} storages: {_some(names)}")
+
+
+def _extra_names(records: Iterable[str], root: str) -> list[str]:
+    """List the records that torch.save does not write."""
+    names = {name.removeprefix(f"{root}/") for name in records} - _OWN_RECORDS
+    return sorted(name for name in names if not name.startswith("data/") or not _KEY.fullmatch(name[len("data/") :]))
 
 
 def _extra_findings(extras: list[str]) -> Iterable[Finding]:
