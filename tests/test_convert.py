@@ -248,7 +248,10 @@ def test_dry_run_prints_a_map_that_map_reads(run, tmp_path):
     (tmp_path / "map.json").write_text(ran.out)
     assert run("strip-prefixes", DIGITS, tmp_path / "a.pt", "--map", tmp_path / "map.json").status == 0
     assert run("strip-prefixes", DIGITS, tmp_path / "b.pt").status == 0
-    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    mapped, stripped = load(tmp_path / "a.pt"), load(tmp_path / "b.pt")
+    assert_same(mapped, stripped)
+    assert mapped._metadata.items() <= stripped._metadata.items()
+    assert mapped._metadata["bn"] == {"version": 2}
 
 
 def test_keep_prefixes_leaves_the_names(run, tmp_path):

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    from ckptool.cli import convert, inspect  # noqa: F401 - importing a command registers it
+    from ckptool.cli import inspect, writing  # noqa: F401 - importing a command registers it
     from ckptool.cli.app import app
 
     try:

@@ -15,9 +15,10 @@ from ckptool.model.plans import KeyOptions
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
 # ruff: noqa: UP045
 
-Paths = Annotated[list[Path], typer.Argument(help="Checkpoint files.", show_default=False, metavar="PATH...")]
+Paths = Annotated[list[Path], typer.Argument(help="Checkpoint files.", show_default=False, metavar="[PATH]...")]
 InputsAndOutput = Annotated[
-    list[Path], typer.Argument(help="The checkpoint, then the file to write.", show_default=False, metavar="IN [OUT]")
+    list[Path],
+    typer.Argument(help="IN and OUT: the checkpoint, then the file to write.", show_default=False, metavar="[PATH]..."),
 ]
 
 # What is meant.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +10,7 @@ from ckptool.model.dtypes import DType
 from ckptool.model.plans import KeyMove, KeyOptions, Note, Wrapper
 from ckptool.model.results import CastLoss
 
+BESIDE = "beside the weights"  # the reason for which other content of a container is not in the output
 OutputKind = Literal["torch", "safetensors"]
 
 
@@ -23,7 +24,7 @@ class ConvertOptions:
     """
 
     weights: str = "main"
-    keys: KeyOptions = KeyOptions()
+    keys: KeyOptions = field(default_factory=KeyOptions)
     dtype: DType | None = None
     ties: Literal["keep", "copy"] = "keep"
     keep_rest: bool = False
@@ -59,10 +60,9 @@ class Tie:
 class Conversion:
     """Tell what one conversion did, or with ``dry_run`` would do.
 
-    ``state_dict`` and ``role`` say which state dict was taken. ``moves`` are all its keys; ``dropped`` lists what did not
-    make it into the output, keys and other content; ``flattened`` the foreign objects of which the fields are kept as
-    plain data. ``source_bytes`` and ``target_bytes`` are file sizes (of the
-    tensors alone in a dry run). ``digest`` is that of the written tensors, where asked for.
+    ``state_dict`` and ``role`` say which state dict was taken. ``moves`` are all its keys; ``dropped`` lists what did
+    not make it into the output, keys and other content; ``flattened`` the foreign objects of which the fields are kept
+    as plain data. ``source_bytes`` and ``target_bytes`` are file sizes (of the tensors alone in a dry run). ``digest`` is that of the written tensors, where asked for.
     """
 
     source: Path

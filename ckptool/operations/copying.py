@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckptool.errors import UnsupportedTensor
 from ckptool.layouts import node_at, rename_key, rename_module_path
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.conversion import ConvertOptions, Dropped, OutputKind, Tie
+from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, OutputKind, Tie
 from ckptool.model.dtypes import DType
 from ckptool.model.plans import CopyPlan, KeyPlan, Note, PlannedTensor, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, walk
@@ -191,7 +191,7 @@ def _clean_node(
 
 
 def _renamed_modules(metadata: DictNode, key_plan: KeyPlan) -> DictNode:
-    """Bring the module paths of ``_metadata`` to their clean names; where keys were mapped one by one, by their moves."""
+    """Bring the module paths of ``_metadata`` to clean names; where keys were mapped one by one, by their moves."""
     moved = _moved_modules(key_plan) if key_plan.rule.mapping else None
     renamed = {
         target: entry
@@ -202,7 +202,7 @@ def _renamed_modules(metadata: DictNode, key_plan: KeyPlan) -> DictNode:
 
 
 def _moved_modules(key_plan: KeyPlan) -> dict[str, str]:
-    """Tell from the keys below each module where it went: ``model.fc`` to ``fc``, if only what stands before changed."""
+    """Tell from the keys below each module where it went: ``model.fc`` to ``fc``, if only its front changed."""
     moved: dict[str, str] = {}
     for source, target in key_plan.kept.items():
         steps, target_steps = source.split("."), target.split(".")
@@ -233,7 +233,7 @@ def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[st
         for key, value in node.pairs:
             name = ".".join((*state_dict.path[:depth], str(key)))
             if key != step and name not in carried:
-                dropped.append(Dropped(name, "beside the weights", _nbytes(value)))
+                dropped.append(Dropped(name, BESIDE, _nbytes(value)))
         node = node_at(node, (step,))
     return dropped
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ckptool.model.conversion import Conversion, Dropped
+from ckptool.model.conversion import BESIDE, Conversion, Dropped
 from ckptool.reports.text import plural, row, safe_text, size_text
 
 SCHEMA = "ckptool.convert/1"
@@ -79,7 +79,9 @@ def _summary_lines(conversion: Conversion) -> Iterator[tuple[str, str]]:
     took = f'state dict "{conversion.state_dict}"' if conversion.state_dict else "the state dict at the top"
     yield "", f"  took     {safe_text(took)} ({conversion.role}): {plural(conversion.tensors, 'tensor')}"
     yield from _keys(conversion)
-    yield from _listed("dropped", "yellow", [_dropped_text(dropped) for dropped in conversion.dropped])
+    yield from _beside(conversion)
+    losses = [dropped for dropped in conversion.dropped if dropped.reason != BESIDE]
+    yield from _listed("dropped", "yellow", [_dropped_text(dropped) for dropped in losses])
     yield from _listed("fields", "yellow", [f"{safe_text(place)} kept as plain data" for place in conversion.flattened])
     yield from _listed("tied", "", [safe_text(f"{tie.name} = {tie.kept}") for tie in conversion.ties])
     yield from _casts(conversion)
@@ -108,6 +110,15 @@ def _keys(conversion: Conversion) -> Iterator[tuple[str, str]]:
         yield "cyan", f"  stripped {safe_text(text)}"
     moves = [f"{safe_text(move.source)} -> {safe_text(str(move.target))}" for move in conversion.renamed]
     yield from _listed("renamed", "", moves)
+
+
+def _beside(conversion: Conversion) -> Iterator[tuple[str, str]]:
+    """Name in one line what stood beside the weights and stays behind."""
+    beside = [dropped for dropped in conversion.dropped if dropped.reason == BESIDE]
+    if beside:
+        nbytes = sum(dropped.nbytes for dropped in beside)
+        names = ", ".join(safe_text(dropped.name) for dropped in beside)
+        yield "yellow", f"  left out {names} ({size_text(nbytes)} of tensors)"
 
 
 def _dropped_text(dropped: Dropped) -> str:
