@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptool.model.dtypes import DType
+from ckptool.model.dtypes import BY_NAME, DType
 from ckptool.model.results import CastLoss
 
 Array = NDArray[Any]
@@ -82,12 +82,17 @@ def cast_bytes(data: Array, source: DType, target: DType) -> Array:
 
 def widen(data: Array, dtype: DType) -> Array:
     """Give a floating uint8 run as float32 values, or as float64 where they are that already."""
-    codes = data.view(_CODES[dtype.itemsize])
-    return codes.view(f"<f{dtype.itemsize}") if dtype.itemsize > 2 else _look_up(_wide_table(dtype.name), codes)
+    codes: Array = data.view(_CODES[dtype.itemsize])
+    if dtype.itemsize > 2:
+        return codes.view(f"<f{dtype.itemsize}")
+    if dtype.name == "bfloat16":
+        shifted: Array = np.left_shift(codes, 16, dtype="<u4")
+        return shifted.view("<f4")
+    return _look_up(_wide_table(dtype.name), codes)
 
 
 def _look_up(table: Array, codes: Array) -> Array:
-    found: Array = table[codes]
+    found: Array = table.take(codes)  # in half the time of table[codes]
     return found
 
 
@@ -136,7 +141,9 @@ def _quieted(values: Array) -> Array:
 
 def _powers_of_two() -> Array:
     """Give every code of an e8m0fnu, which is an exponent and nothing else, as float32."""
-    return np.ldexp(1.0, np.arange(1 << 8) - 127).astype("<f4")
+    exponents = np.minimum(np.arange(1 << 8), 0xFE) - 127  # the last code is no power
+    powers: Array = np.ldexp(1.0, exponents)
+    return powers.astype("<f4")
 
 
 def _finite_values(float8: _Float8) -> Array:
@@ -237,48 +244,87 @@ def _end(grid: Array) -> float:
 
 
 @cache
+def _largest(target: str) -> float:
+    """Give the largest finite value of a type."""
+    if target in _FLOAT8:
+        return float(_grid(_FLOAT8[target])[-1])
+    if target in _NATIVE:
+        return float(np.finfo(_NATIVE[target]).max)
+    return {"bfloat16": float.fromhex("0x1.fep127"), "float8_e8m0fnu": 2.0**127}[target]
+
+
+_NATIVE = {"float64": "<f8", "float32": "<f4", "float16": "<f2"}
+
+
+@cache
 def _saturation_limit(target: str) -> float:
     """Give the magnitude above which the largest value stands in: infinity where nothing saturates."""
     float8 = _FLOAT8.get(target)
-    if float8 is None or not float8.saturates:
-        return math.inf
-    return _end(_grid(float8))
+    return _end(_grid(float8)) if float8 is not None and float8.saturates else math.inf
+
+
+@cache
+def _is_exact(source: str, target: str) -> bool:
+    """Tell whether the target has every finite value of the source."""
+    if source in ("float32", "float64"):
+        return target == "float64"
+    fates, errors = _judged_codes(source, target)
+    return not fates.any() and not errors.any()
 
 
 def measure_loss(loss: CastLoss, before: Array, after: Array, source: DType, target: DType) -> CastLoss:
-    """Add a run of elements, as uint8 arrays before and after their cast, to an account.
-
-    Of a narrow type every distinct value is looked at once.
-    """
-    uses = None
-    if source.itemsize <= 2:
-        counts = np.bincount(before.view(_CODES[source.itemsize]), minlength=1)
-        codes = np.flatnonzero(counts)
-        before, uses = codes.astype(_CODES[source.itemsize]).view(np.uint8), counts[codes]
-        after = cast_bytes(before, source, target)
+    """Add a run of elements, as uint8 arrays before and after their cast, to an account."""
+    counted = replace(loss, elements=loss.elements + len(before) // source.itemsize)
     with np.errstate(all="ignore"):
-        return _add_loss(loss, widen(before, source), widen(after, target), uses)
+        if _is_exact(source.name, target.name):
+            return counted
+        if source.itemsize <= 2:
+            codes = before.view(_CODES[source.itemsize])
+            fates, errors = (_look_up(table, codes) for table in _judged_codes(source.name, target.name))
+            return _add(counted, fates, errors)
+        return _add_wide(counted, widen(before, source), widen(after, target))
 
 
-def _add_loss(loss: CastLoss, old: Array, new: Array, uses: Array | None) -> CastLoss:
+def _add_wide(loss: CastLoss, old: Array, new: Array) -> CastLoss:
+    """Look for nothing but the largest error where no value left the range of the target, as is usual."""
+    magnitude = np.abs(old)
+    is_inside = magnitude.max() <= _largest(loss.target)  # not so for NaN
+    if not is_inside or np.count_nonzero(new == 0) != np.count_nonzero(old == 0) or loss.target == "float8_e8m0fnu":
+        return _add(loss, *_judge(old, new, loss.target))
+    error = new - old
+    np.abs(error, out=error)
+    error /= magnitude
+    return replace(loss, largest_relative_error=max(loss.largest_relative_error, float(np.fmax.reduce(error))))
+
+
+_OVERFLOWED, _SATURATED, _UNDERFLOWED = 1, 2, 3
+
+
+def _judge(old: Array, new: Array, target: str) -> tuple[Array, Array]:
+    """Give the fate of each value (0: it is kept) and the relative error of those that are kept."""
     magnitude = np.abs(old)
     is_finite = np.isfinite(new)
-    overflowed = np.isfinite(old) & ~is_finite
-    saturated = is_finite & (magnitude > _saturation_limit(loss.target))
-    underflowed = (new == 0) & (old != 0)
-    error = np.abs(new - old) / magnitude
-    error[~is_finite | saturated | underflowed | (old == 0)] = 0
-    return CastLoss(
-        loss.key,
-        loss.source,
-        loss.target,
-        loss.elements + (len(old) if uses is None else int(uses.sum())),
-        loss.overflowed + _count(overflowed, uses),
-        loss.saturated + _count(saturated, uses),
-        loss.underflowed + _count(underflowed, uses),
-        max(loss.largest_relative_error, float(error.max(initial=0.0))),
+    fates = np.zeros(len(old), np.uint8)
+    fates[np.isfinite(old) & ~is_finite] = _OVERFLOWED
+    fates[is_finite & (magnitude > _saturation_limit(target))] = _SATURATED
+    fates[(new == 0) & (old != 0)] = _UNDERFLOWED
+    error = np.abs(new.astype("<f8", copy=False) - old) / magnitude
+    error[~is_finite | (fates != 0) | (old == 0)] = 0
+    return fates, error
+
+
+@cache
+def _judged_codes(source: str, target: str) -> tuple[Array, Array]:
+    """Judge every code of an 8- or 16-bit type."""
+    cast = _cast_table(source, target).view(np.uint8)
+    return _judge(_wide_table(source), widen(cast, BY_NAME[target]), target)
+
+
+def _add(loss: CastLoss, fates: Array, errors: Array) -> CastLoss:
+    return replace(
+        loss,
+        overflowed=loss.overflowed + int(np.count_nonzero(fates == _OVERFLOWED)),
+        saturated=loss.saturated + int(np.count_nonzero(fates == _SATURATED)),
+        underflowed=loss.underflowed + int(np.count_nonzero(fates == _UNDERFLOWED)),
+        largest_relative_error=max(loss.largest_relative_error, float(errors.max())),
     )
-
-
-def _count(mask: Array, uses: Array | None) -> int:
-    return int(np.count_nonzero(mask) if uses is None else uses[mask].sum())

@@ -9,11 +9,12 @@ import numpy as np
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.dtypes import DType
-from ckptool.model.sources import CHUNK_BYTES
 from ckptool.model.values import TensorSpec
 from ckptool.operations.cast_kernels import Array, cast_bytes
 from ckptool.operations.casts import CastTally
 from ckptool.operations.gather import gather
+
+_PIECE_BYTES = 1 << 18  # small enough for the L2 cache to hold it with all that is made of it on the way
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +64,7 @@ class ComputedSource:
     @property
     def _piece(self) -> int:
         """Count the elements that are computed together."""
-        return CHUNK_BYTES // max(self.spec.dtype.itemsize, self.target.itemsize)
+        return _PIECE_BYTES // max(self.spec.dtype.itemsize, self.target.itemsize)
 
     def _pieces(self, first: int) -> Iterator[Array]:
         """Yield the elements from the given one on as they were meant: their own type, little-endian, dense."""
