@@ -178,25 +178,33 @@ def strip_prefix(draft: Draft, prefix: str, keep: Iterable[str]) -> None:
     :raises PlanRefused: some keys do not have it.
     """
     path = prefix.rstrip(".")
-    clean_path = without(f"{path}.*", removable_segments(keep)).removesuffix("*").rstrip(".")
-    as_written = not draft.outside(path)
-    total = len(draft.names)
-    remove_private_segments(draft, keep)
-    if not as_written or not clean_path:
+    front = path
+    if draft.outside(path):
+        remove_private_segments(draft, keep)
         take_side_keys(draft, keep)
-        outside = draft.outside(path)
-        if outside:
-            raise PlanRefused(
-                "partial-prefix",
-                f'only {total - len(outside)} of {total} keys start with "{path}.", '
-                f"{quoted(outside)} does not: --select {path} would drop the others",
-            )
-        clean_path = path
+        refuse_partial_prefix(draft, path)
+        draft.strip(path)
+    else:  # as written, private segments included
+        draft.strip(path)
+        remove_private_segments(draft, keep)
+        front = without(f"{path}.*", removable_segments(keep)).removesuffix("*").rstrip(".")
     draft.certainty = "explicit"
-    if clean_path:
-        draft.found("--prefix", clean_path, len(draft.names), "explicit")
-        draft.strip(clean_path)
-        draft.rule = replace(draft.rule, leading=tuple(clean_path.split(".")))
+    draft.found("--prefix", path, len(draft.names), "explicit")
+    draft.rule = replace(draft.rule, leading=tuple(front.split(".")) if front else ())
+
+
+def refuse_partial_prefix(draft: Draft, path: str) -> None:
+    """Refuse a prefix that only some keys have.
+
+    :raises PlanRefused: a key does not have it.
+    """
+    outside, total = draft.outside(path), len(draft.names)
+    if outside:
+        raise PlanRefused(
+            "partial-prefix",
+            f'only {total - len(outside)} of {total} keys start with "{path}.", '
+            f"{quoted(outside)} does not: --select {path} would drop the others",
+        )
 
 
 def filter_names(draft: Draft, options: KeyOptions) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ckptool.errors import PlanRefused
 from ckptool.layouts.draft import Draft
@@ -101,9 +100,8 @@ def drop_underscored_twins(draft: Draft) -> None:
     if twins:
         sources = [source for source, name in draft.names.items() if name in twins]
         draft.drop(sources, "the other half of the averaged weights (mmcv): --weights raw")
-        draft.note(
-            "ema-twins", f"{len(sources)} keys ema_* are the raw weights, the plain keys hold the EMA: --weights raw"
-        )
+        draft.is_ema = True
+        draft.note("ema-twins", f"{len(sources)} keys ema_* are raw weights, the other keys are EMA: --weights raw")
 
 
 def strip_ema_root(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
@@ -180,9 +178,6 @@ def drop_training_roots(draft: Draft) -> None:
         draft.drop(sources, reason)
     groups = "|".join(sorted(roots))
     draft.note(f"mixed-roots:{groups}", f'"model." is the network; dropped beside it: {quoted(list(reasons), 8)}')
-    copies = [root for root in reasons if root in EMA_ROOTS]
-    for root in copies:
-        draft.note("ema-in-keys", f'EMA weights are also present below "{root}.": --weights ema')
 
 
 def root_reason(draft: Draft, root: str) -> str:
@@ -191,12 +186,12 @@ def root_reason(draft: Draft, root: str) -> str:
         return f"an EMA copy of the weights: --select {root}"
     if root in LOSS_ROOTS or root.endswith(LOSS_ENDINGS):
         return "a loss or metric of the training, not of the model"
-    if is_metric_state(draft.entries, list(draft.below(root))):
+    if is_metric_state(draft.below(root)):
         return "the state of a metric (torchmetrics), not of the model"
     return ""
 
 
-def is_metric_state(entries: Mapping[str, Any], keys: list[str]) -> bool:
+def is_metric_state(keys: Iterable[str]) -> bool:
     """Tell whether all keys end in state names of torchmetrics, at least one in a name used nowhere else."""
     leaves = {key.rpartition(".")[2] for key in keys}
     return bool(leaves & METRIC_STATES) and leaves <= METRIC_COMPANIONS
@@ -206,10 +201,8 @@ def note_what_is_left(draft: Draft, kept: frozenset[str]) -> None:
     """Say which first segments look like a wrapper but had to stay."""
     root = draft.shared_root
     if root == "module" and root not in kept:
-        draft.note(
-            "still-module",
-            '"module." is still on every key: --prefix takes it off as well, --like FILE would settle it',
-        )
+        path = ".".join((*draft.rule.leading, root))
+        draft.note("still-module", f'"module." is still on every key: --prefix {path} takes it off as well')
     elif draft.is_group("module") and root != "module" and "module" not in kept:
         below = len(list(draft.below("module")))
         text = f'"module." is on {below} of {len(draft.names)} keys and stays: --like FILE would settle it'
