@@ -48,6 +48,7 @@ class Engine:
         self.start = start
         self.end = min(len(data), start + limits.PICKLE_BYTES)
         self.limit = self.end  # the end of the open frame, or of the data
+        self.is_framed = False
         self.position = start  # of the opcode that is executed, once the loop is left
         self.reading = reading
         self.stack: list[Any] = []
@@ -107,7 +108,7 @@ class Engine:
             raise Malformed("has an instruction that crosses the end of its frame")
         if position >= self.end:
             raise Truncated
-        self.limit = self.end
+        self.limit, self.is_framed = self.end, False
 
     def _check_budget(self) -> None:
         """Refuse what takes more memory than any checkpoint needs."""

@@ -5,6 +5,7 @@ Sources: CPython's Lib/pickle.py and Lib/pickletools.py.
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Any
 
@@ -89,7 +90,7 @@ def read_escaped_text(line: bytes) -> str:
     if len(line) > limits.TEXT_CHARACTERS:
         raise Malformed(f"holds a text of {len(line)} bytes")
     try:
-        return line.decode("raw-unicode-escape")
+        return codecs.raw_unicode_escape_decode(line)[0]  # by name, Python would import a module for it
     except UnicodeDecodeError:
         raise Malformed("holds a text with a broken escape") from None
 

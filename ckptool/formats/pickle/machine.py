@@ -62,11 +62,11 @@ class Machine(Engine):
 
     def _frame(self, position: int) -> int:
         (nbytes,) = UINT8.unpack_from(self.data, position)
-        if self.limit < self.end:
+        if self.is_framed:
             raise Malformed("begins a frame inside a frame")
         if nbytes > self.end - position - 8:
             raise Truncated
-        self.limit = position + 8 + nbytes
+        self.limit, self.is_framed = position + 8 + nbytes, True
         return position + 8
 
     def _stop(self, position: int) -> int:
@@ -415,8 +415,9 @@ class Machine(Engine):
         return position
 
     def _obj(self, position: int) -> int:
-        kind, *args = self.pop_mark()
-        self.stack.append((self._calls.get(id(kind)) or self._first_call(kind, position - 1))(tuple(args)))
+        items = self.pop_mark()
+        kind = items.pop(0)
+        self.stack.append((self._calls.get(id(kind)) or self._first_call(kind, position - 1))(tuple(items)))
         return position
 
     def _newobj(self, position: int) -> int:

@@ -15,7 +15,7 @@ from ckptool.model.values import DictNode, OpaqueTensor, SetNode, Stub
 _CONTAINERS = frozenset({list, tuple, DictNode, SetNode, OpaqueTensor, Stub, Draft})
 _LOOKED_AT = _CONTAINERS | {str, bytes}
 _PICKLE = re.compile(rb"\x80[\x01-\x05].*\.\s*\Z", re.DOTALL)
-_ENCODED = re.compile(r"(?:8002|8003|8004|8005|gAI|gAM|gAQ|gAU|\\x80)")
+_ENCODED = re.compile(r"800[1-5]|gA[E-X]")  # hexadecimal digits or base64 of the PROTO opcode
 
 
 def check_tree(root: Any, reading: Reading) -> None:
