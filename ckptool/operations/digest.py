@@ -1,0 +1,55 @@
+"""One number for all values of a set of tensors, whatever container holds them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ckptool.errors import UnreadableCheckpoint
+from ckptool.model.values import TensorSpec
+from ckptool.operations.transforms import payload_of
+
+
+def digest(tensors: Mapping[str, TensorSpec], aliases: Mapping[str, str] | None = None) -> str:
+    """Give ``sha256:`` and 64 hexadecimal digits: equal for the same names, dtypes, shapes and values.
+
+    The digest of a tensor is SHA-256 over the text ``DTYPE SHAPE\\n`` (``float32 2,3``; nothing after the space for no
+    dimensions; torch's names and shapes) followed by its bytes, row-major and little-endian. The digest of the whole is
+    SHA-256 over one line per name, sorted by UTF-8: the tensor's digest in hexadecimal, a space, the length of the name
+    in bytes, a space, the name, a newline. An alias is a name like any other, with the values of its target.
+
+    :raises UnreadableCheckpoint: an alias names a tensor that is not there, or bytes cannot be read.
+    :raises UnsupportedTensor: a view expands far beyond its storage.
+    """
+    known: dict[tuple[Any, ...], str] = {}
+    by_name = {name: _tensor_digest(name, spec, known) for name, spec in tensors.items()}
+    for name, target in (aliases or {}).items():
+        if target not in by_name:
+            raise UnreadableCheckpoint(
+                f'"{name}" stands for the tensor "{target}", which the file does not hold; get the file again'
+            )
+        by_name.setdefault(name, by_name[target])
+    return f"sha256:{_combine(by_name.items())}"
+
+
+def _combine(digests: Iterable[tuple[str, str]]) -> str:
+    total = hashlib.sha256()
+    for name, hexadecimal in sorted((_encode(name), hexadecimal) for name, hexadecimal in digests):
+        total.update(b"%s %d %s\n" % (hexadecimal.encode(), len(name), name))
+    return total.hexdigest()
+
+
+def _encode(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _tensor_digest(name: str, spec: TensorSpec, known: dict[tuple[Any, ...], str]) -> str:
+    """Read each view once, however many names it has."""
+    if spec.view_key not in known:
+        running = hashlib.sha256(f"{spec.dtype.name} {','.join(map(str, spec.shape))}\n".encode())
+        for extent in payload_of(spec, key=name).extents:
+            for chunk in extent.source.stream(extent.offset, extent.nbytes):
+                running.update(chunk)
+        known[spec.view_key] = running.hexdigest()
+    return known[spec.view_key]
