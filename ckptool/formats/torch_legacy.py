@@ -112,7 +112,8 @@ class _Stream:
 
     def _grow(self) -> None:
         nbytes = min(len(self._head) * _HEAD_GROWTH, self._limit)
-        self._head += self._file.read(len(self._head), nbytes - len(self._head))
+        self._head = b""  # read again rather than joined: never two heads at once
+        self._head = self._file.read(0, nbytes)
 
 
 def _check_preamble(stream: _Stream) -> None:

@@ -155,18 +155,18 @@ class _StorageTable:
         """Find the storage that a persistent id names: ("storage", type, key, location, elements)."""
         if len(identifier) != 5:
             raise UnreadableCheckpoint(f"a storage is named with {len(identifier)} parts, not 5; {_RESAVE}")
-        key = identifier[2]
-        known = self._loaded.get(key) if type(key) is str else None
+        _, kind, key, location, numel = identifier
+        check_identifier(kind, key, location, numel)
+        known = self._loaded.get(key)
         if known is not None:
             if known[0] != identifier:
                 raise UnreadableCheckpoint(f"the storage {key!r:.80} is declared twice, differently; {_RESAVE}")
             return known[1]
-        loaded = self._load_new(*identifier[1:])
+        loaded = self._load_new(kind, key, location, numel)
         self._loaded[key] = (identifier, loaded)
         return loaded
 
-    def _load_new(self, kind: Any, key: Any, location: Any, numel: Any) -> PickledStorage:
-        check_identifier(kind, key, location, numel)
+    def _load_new(self, kind: StorageType, key: str, location: str, numel: int) -> PickledStorage:
         record = self._records.get(self._prefix + key)
         if record is None:
             raise UnreadableCheckpoint(f"the storage {key!r:.80} has no record in the archive; {_AGAIN}")
