@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,11 +49,24 @@ def inspect(
     """
     terminal = detect(view.color, view.quiet)
     asked = _asked(choice, lists)
-    answers = [_answer(path, asked, view, terminal) for path in paths]
+    with _collecting_nothing():
+        answers = [_answer(path, asked, view, terminal) for path in paths]
     several = len(paths) > 1
     if view.json and (several or answers[0].status is Status.DONE):
         _print_json([answer.document for answer in answers], several=several)
     return worst(*(answer.status for answer in answers))
+
+
+@contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Keep the garbage collector off: it would walk 50,000 tensors over and over, and find nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)

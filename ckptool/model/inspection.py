@@ -142,8 +142,7 @@ class ModuleNode:
     children: tuple[ModuleNode, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """Name one layer by its weight: what kind its shape suggests, and how many channels go in and out."""
 
     name: str

@@ -85,7 +85,7 @@ def describe(
         keys=keys,
         training=training,
         hyper_parameters=to_plain(training.hyper_parameters),
-        ties=_ties(named),
+        ties=tuple(_tied([(name.key, name.tensor) for name in named if name.key is not None])),
         safety=safety,
         architecture=preview(clean, tree, checkpoint.format != "safetensors") if plan else None,
         notes=_notes(checkpoint, selection, plan),
@@ -214,27 +214,36 @@ def _matcher(globs: Iterable[str]) -> Callable[[str], Any]:
 
 def _summarise(candidate: StateDict, selection: Selection) -> StateDictSummary:
     tensors = candidate.tensors
-    distinct = {_identity(tensor): (key, tensor) for key, tensor in reversed(tensors.items())}
-    elements = {identity: _elements(tensor) for identity, (_, tensor) in distinct.items()}
-    trained = [identity for identity, (key, _) in distinct.items() if key.rpartition(".")[2] not in _BUFFERS]
+    tied = _tied(tensors.items())
+    repeated = {name for names in tied for name in names[1:]}
+    distinct = {key: tensor for key, tensor in tensors.items() if key not in repeated} if repeated else tensors
     return StateDictSummary(
         path=candidate.name,
         role=candidate.role,
         selected=candidate is selection.chosen,
         reason=candidate.reason,
         tensors=len(tensors),
-        parameters=sum(elements[identity] for identity in trained),
-        elements=sum(map(_elements, tensors.values())),
-        nbytes=sum(tensor.nbytes for _, tensor in distinct.values()),
+        parameters=sum(
+            [_elements(tensor) for key, tensor in distinct.items() if key.rpartition(".")[2] not in _BUFFERS]
+        ),
+        elements=sum([_elements(tensor) for tensor in tensors.values()]),
+        nbytes=sum([tensor.nbytes for tensor in distinct.values()]),
         dtypes=_dtype_shares(tensors.values()),
     )
 
 
-def _identity(tensor: Tensor) -> Any:
-    """Identify the very same values; an empty tensor is only itself."""
-    if isinstance(tensor, TensorSpec) and tensor.numel:
-        return tensor.view_key
-    return id(tensor)
+def _tied(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, ...]]:
+    """Group the names of the very same tensor; an empty tensor is only itself."""
+    by_storage: dict[int, list[tuple[str, TensorSpec]]] = {}
+    for name, tensor in named:
+        if isinstance(tensor, TensorSpec):
+            by_storage.setdefault(id(tensor.storage), []).append((name, tensor))
+    groups: dict[Any, list[str]] = {}
+    for shared in by_storage.values():
+        if len(shared) > 1:
+            for name, tensor in shared:
+                groups.setdefault(tensor.view_key if tensor.numel else id(tensor), []).append(name)
+    return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
 def _elements(tensor: Tensor) -> int:
@@ -250,14 +259,6 @@ def _dtype_shares(tensors: Iterable[Tensor]) -> tuple[DTypeShare, ...]:
         group[2] += tensor.nbytes
     shares = [DTypeShare(name, *counts) for name, counts in groups.items()]
     return tuple(sorted(shares, key=lambda share: -share.nbytes))
-
-
-def _ties(named: Iterable[_Named]) -> tuple[tuple[str, ...], ...]:
-    groups: dict[Any, list[str]] = {}
-    for name in named:
-        if name.key is not None:
-            groups.setdefault(_identity(name.tensor), []).append(name.key)
-    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 def _notes(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> tuple[Note, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ckptool.layouts import node_at
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import DiskUse
 from ckptool.model.plans import Role, StateDict
@@ -21,8 +22,7 @@ def disk_use(checkpoint: Checkpoint, candidates: Iterable[StateDict]) -> DiskUse
     """Split the bytes of a file between its state dicts, its optimizer and the rest."""
     tally = _Tally()
     for state_dict in sorted(candidates, key=lambda candidate: candidate.role == "ema"):
-        for value in state_dict.entries.values():
-            tally.visit(value, _GROUP_OF_ROLE[state_dict.role])
+        tally.visit_entries(state_dict, node_at(checkpoint.root, state_dict.path))
     tally.visit(checkpoint.root, "other")
     counted = tally.shown_bytes()
     stored = {storage for storage, _ in tally.shown.values()} | set(checkpoint.storages)
@@ -40,21 +40,34 @@ class _Tally:
     shown: dict[int, tuple[Storage, list[TensorSpec]]] = field(default_factory=dict)
     owner: dict[int, Group] = field(default_factory=dict)
 
+    def visit_entries(self, state_dict: StateDict, node: Any) -> None:
+        """Visit a state dict, and spare the walk through the whole file the way through its ``node``."""
+        group = _GROUP_OF_ROLE[state_dict.role]
+        for value in state_dict.entries.values():
+            if type(value) is TensorSpec:
+                self._show(value, group)
+            else:
+                self.visit(value, group)
+        if isinstance(node, DictNode) and len(node) == len(state_dict.entries):
+            self.seen.add(id(node))
+            self.visit(node.attributes, group)
+
     def visit(self, root: Any, group: Group) -> None:
         stack = [(root, group)]
         while stack:
             value, group = stack.pop()
             if id(value) in self.seen:
                 continue
-            self.seen.add(id(value))
             if type(value) is TensorSpec:
                 self._show(value, group)
                 continue
+            self.seen.add(id(value))
             if isinstance(value, DictNode) and "state" in value and "param_groups" in value:
                 group = "optimizer"
             stack.extend((child, group) for _, child in children(value) if not isinstance(child, _PLAIN))
 
     def _show(self, spec: TensorSpec, group: Group) -> None:
+        self.seen.add(id(spec))
         key = id(spec.storage)
         if key in self.shown:
             self.shown[key][1].append(spec)

@@ -103,8 +103,8 @@ def _global(use: GlobalUse) -> dict[str, Any]:
 def _architecture(architecture: Architecture) -> dict[str, Any]:
     return {
         "layers": dict(architecture.layers),
-        "first": architecture.first and asdict(architecture.first),
-        "last": architecture.last and asdict(architecture.last),
+        "first": architecture.first and architecture.first._asdict(),
+        "last": architecture.last and architecture.last._asdict(),
         "widths": architecture.widths,
         "input_channels": architecture.input_channels,
         "classes": architecture.classes,
