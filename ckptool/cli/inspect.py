@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,9 @@ from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
 from ckptool.cli.terminal import Terminal, complain, detect, show
 from ckptool.errors import CkptoolError
-from ckptool.model.inspection import Inspection, InspectOptions, SortOrder
+
+if TYPE_CHECKING:  # its many result types would slow every other command's start
+    from ckptool.model.inspection import Inspection, InspectOptions, SortOrder
 
 _ORDERS: dict[str, SortOrder] = {
     "file": "file",
@@ -91,6 +93,8 @@ def _answer(path: Path, asked: InspectOptions, view: options.AnswerOptions, term
 
 
 def _asked(choice: options.ChoiceOptions, lists: ListOptions) -> InspectOptions:
+    from ckptool.model.inspection import InspectOptions
+
     return InspectOptions(
         weights=choice.weights,
         keys=options.key_options(choice),

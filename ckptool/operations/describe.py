@@ -67,8 +67,8 @@ def describe(
     options = options or InspectOptions()
     selection = select(checkpoint, options.weights)
     plan, keys = _plan(selection, options)
-    named = list(_named(checkpoint, selection, plan))
-    rows = [_row(name) for name in named]
+    named = _named(checkpoint, selection, plan)
+    rows = [TensorRow(key, source, _dtype_name(tensor), tensor.shape, tensor.nbytes) for key, source, tensor in named]
     clean = [row for row in rows if row.key is not None]
     tree = grow(clean)
     training = _plain(read_training(checkpoint, selection))
@@ -145,24 +145,21 @@ def _examples(renamed: Iterable[KeyMove]) -> tuple[KeyMove, ...]:
     return tuple(found.values())
 
 
-def _named(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> Iterator[_Named]:
+def _named(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> list[_Named]:
     """Name the tensors of the chosen state dict; where none is chosen, every tensor of the file by its place."""
     if selection.chosen is None:
-        for path, value in walk(checkpoint.root):
-            if isinstance(value, TensorSpec | OpaqueTensor):
-                place = "".join(path).removeprefix(".")
-                yield _Named(place, place, value)
-        return
+        return list(_by_place(checkpoint))
     tensors = selection.chosen.tensors
     if plan is None:
-        yield from (_Named(key, key, tensor) for key, tensor in tensors.items())
-        return
-    yield from (_Named(move.target, move.source, tensors[move.source]) for move in plan.moves if move.source in tensors)
+        return [_Named(key, key, tensor) for key, tensor in tensors.items()]
+    return [_Named(move.target, move.source, tensors[move.source]) for move in plan.moves if move.source in tensors]
 
 
-def _row(named: _Named) -> TensorRow:
-    tensor = named.tensor
-    return TensorRow(named.key, named.source, _dtype_name(tensor), tensor.shape, tensor.nbytes)
+def _by_place(checkpoint: Checkpoint) -> Iterator[_Named]:
+    for path, value in walk(checkpoint.root):
+        if isinstance(value, TensorSpec | OpaqueTensor):
+            place = "".join(path).removeprefix(".")
+            yield _Named(place, place, value)
 
 
 def _dtype_name(tensor: Tensor) -> str:
@@ -214,21 +211,22 @@ def _matcher(globs: Iterable[str]) -> Callable[[str], Any]:
 
 def _summarise(candidate: StateDict, selection: Selection) -> StateDictSummary:
     tensors = candidate.tensors
-    tied = _tied(tensors.items())
-    repeated = {name for names in tied for name in names[1:]}
+    repeated = {name for names in _tied(tensors.items()) for name in names[1:]}
     distinct = {key: tensor for key, tensor in tensors.items() if key not in repeated} if repeated else tensors
+    trained = [tensor for key, tensor in distinct.items() if key.rpartition(".")[2] not in _BUFFERS]
+    shares = _dtype_shares(tensors.values())
     return StateDictSummary(
         path=candidate.name,
         role=candidate.role,
         selected=candidate is selection.chosen,
         reason=candidate.reason,
         tensors=len(tensors),
-        parameters=sum(
-            [_elements(tensor) for key, tensor in distinct.items() if key.rpartition(".")[2] not in _BUFFERS]
-        ),
-        elements=sum([_elements(tensor) for tensor in tensors.values()]),
-        nbytes=sum([tensor.nbytes for tensor in distinct.values()]),
-        dtypes=_dtype_shares(tensors.values()),
+        parameters=sum(map(_elements, trained)),
+        elements=sum([share.elements for share in shares]),
+        nbytes=sum([tensor.nbytes for tensor in distinct.values()])
+        if repeated
+        else sum([share.nbytes for share in shares]),
+        dtypes=shares,
     )
 
 

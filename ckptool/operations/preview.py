@@ -55,7 +55,7 @@ def _layer(module: str, shape: tuple[int, ...], names: set[str | None]) -> Layer
     if len(shape) == 1:
         kind = "batch norm" if f"{module}.running_mean" in names else "norm"
         return Layer(module, kind, shape[0], shape[0], shape)
-    if len(shape) == 2 and _EMBEDDING.search(module) and f"{module}.bias" not in names:
+    if len(shape) == 2 and f"{module}.bias" not in names and _EMBEDDING.search(module):
         return Layer(module, "embedding", shape[0], shape[1], shape)
     return Layer(module, _KIND_BY_DIMENSIONS.get(len(shape), "other"), shape[1], shape[0], shape)
 
@@ -148,4 +148,5 @@ def _leaves(branch: Branch) -> Iterable[TensorRow]:
         current = stack.pop()
         if current.leaf is not None:
             yield current.leaf
-        stack.extend(current.below.values())
+        if current.below:
+            stack.extend(current.below.values())
