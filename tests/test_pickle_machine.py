@@ -26,7 +26,15 @@ from test import pickletester
 
 import ckptool
 from ckptool.errors import UnreadableCheckpoint
-from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, TruncatedPickle, Unpickled, read_pickle
+from ckptool.formats.pickle import (
+    GlobalLog,
+    PickledStorage,
+    StorageType,
+    TruncatedPickle,
+    Unpickled,
+    read_pickle,
+    scan_rest,
+)
 from ckptool.formats.pickle.machine import _OPCODES
 from ckptool.formats.sources import MemorySource
 from ckptool.model.dtypes import BY_NAME, DType
@@ -702,6 +710,24 @@ def test_the_end_and_the_start_are_offsets() -> None:
     one = read_pickle(data, label="x", load_storage=None, log=log)
     two = read_pickle(data, label="x", load_storage=None, log=log, start=one.end)
     assert (one.value, one.end, two.value, two.end) == ([1], len(first), "x", len(first + second))
+    assert log.findings == []
+
+
+@pytest.mark.parametrize("gap", [b"", b"\x00" * 300, b"junk", b"\x80\x02broken"])
+def test_pickles_behind_a_pickle_are_found(gap: bytes) -> None:
+    first = pickle.dumps([1], 2)
+    log = GlobalLog()
+    data = first + gap + Pickle().call("os", "system", "x").stop() + pickle.dumps("harmless", 2)
+    end = read(data, log).end
+    assert (end, log.uses()) == (len(first), ())
+    scan_rest(data, label="data.pkl", log=log, start=end)
+    assert [use.ref.full_name for use in log.uses()] == ["os.system"]
+    assert [finding.code for finding in log.findings] == ["trailing-bytes"]
+
+
+def test_nothing_behind_a_pickle_is_nothing() -> None:
+    log = GlobalLog()
+    scan_rest(b"N.", label="data.pkl", log=log, start=2)
     assert log.findings == []
 
 

@@ -112,16 +112,18 @@ class DictNode:
     sees to it.
     """
 
-    __slots__ = ("_index", "attributes", "pairs", "type_name")
+    __slots__ = ("_index", "_indexed", "attributes", "pairs", "type_name")
 
     def __init__(self, pairs: list[tuple[Any, Any]] | None = None, type_name: str = "dict") -> None:
         self.pairs: list[tuple[Any, Any]] = [] if pairs is None else pairs
         self.type_name = type_name
         self.attributes: DictNode | None = None
         self._index: dict[str, Any] = {}
+        self._indexed = 0  # how many pairs the index has seen: keys that are no text are not in it
 
     def _by_text(self) -> dict[str, Any]:
-        if len(self._index) != len(self.pairs):
+        if self._indexed != len(self.pairs):
+            self._indexed = len(self.pairs)
             self._index = {key: value for key, value in self.pairs if type(key) is str}
         return self._index
 

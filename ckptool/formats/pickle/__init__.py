@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +33,12 @@ __all__ = [
     "TruncatedPickle",
     "Unpickled",
     "read_pickle",
+    "scan_rest",
 ]
+
+_REST_BYTES = 16 << 20
+_REST_ATTEMPTS = 256
+_PROTOCOL = re.compile(rb"\x80[\x02-\x05]")  # how pickles of protocol 2 and later begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,23 @@ def read_pickle(
             # Rare, and a look at what every storage becomes would cost each of the others: read again with that look.
             load_view = None if load_storage is None else lambda pid: view_storage(load_storage(pid))
             return _run(Machine(bytes(data), start, Reading(label, log, len(data) - start), load_view))
+
+
+def scan_rest(data: bytes | memoryview, *, label: str, log: GlobalLog, start: int) -> None:
+    """Note the bytes behind a pickle, which its loader never looks at, and log what any pickle among them names."""
+    rest = bytes(data[start : start + _REST_BYTES])
+    if not rest:
+        return
+    log.note("trailing-bytes", f"{label}: {len(data) - start} bytes follow the pickle, which torch ignores")
+    position = len(rest) - len(rest.lstrip(b"\0"))
+    for _ in range(_REST_ATTEMPTS):
+        if position >= len(rest):
+            return
+        try:
+            position = read_pickle(rest, label=f"{label} (rest)", load_storage=None, log=log, start=position).end
+        except UnreadableCheckpoint:
+            found = _PROTOCOL.search(rest, position + 1)
+            position = found.start() if found else len(rest)
 
 
 def _run(machine: Machine) -> Unpickled:
