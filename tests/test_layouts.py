@@ -74,8 +74,8 @@ REFUSALS = [
         ["model.0.w", "teacher.w", "criterion.weight", "m.mean_value"],
         {"producer": LIGHTNING},
         (
-            '"criterion", "m", "model", "teacher" lie side by side in one state dict: choose with --select criterion or '
-            "--select m or --select model or --select teacher, or --keep-prefixes"
+            '"criterion", "m", "model", "teacher" lie side by side in one state dict: choose with --select criterion '
+            "or --select m or --select model or --select teacher, or --keep-prefixes"
         ),
     ),
     (
@@ -92,15 +92,15 @@ REFUSALS = [
         ["_orig_mod.a.w", "a.w"],
         {},
         (
-            '"_orig_mod.a.w and a.w -> a.w" would be one name: protect a segment with --keep, choose with --select, '
-            "or use --map"
+            '"_orig_mod.a.w and a.w -> a.w": two keys would get one name; protect a segment with --keep, choose '
+            "with --select, or use --map"
         ),
     ),
     (
         "partial prefix",
         ["net.a", "net.b", "c"],
         {"prefix": "net."},
-        'only 2 of 3 keys start with "net.", "c" does not: --select net would drop the others',
+        'only 2 of 3 keys start with "net.", not "c": --select net would drop the others',
     ),
     (
         "nothing selected",
@@ -113,8 +113,8 @@ REFUSALS = [
         ["model.a", "model.b"],
         {"reference": {"a": None, "b": None, "c": None}},
         (
-            '"c" of the reference is not in this state dict: the closest rule (stripping "model.") matches 2 of 3 names '
-            "and shapes; give the reference of the same model"
+            '"c": in the reference, not in this state dict; the closest rule (stripping "model.") matches 2 of 3 '
+            "names and shapes: give the reference of the same model"
         ),
     ),
     (
@@ -122,11 +122,11 @@ REFUSALS = [
         ["student.w", "teacher.w"],
         {"reference": {"w": None}},
         (
-            'stripping "student." or stripping "teacher." matches the reference equally well: choose with '
+            'stripping "student." or stripping "teacher.": each matches the reference equally well; choose with '
             "--select student or teacher"
         ),
     ),
-    ("bad name", ["a..b"], {}, '"a..b" has an empty segment and is no name: give it one with --map'),
+    ("bad name", ["a..b"], {}, '"a..b": a name with an empty segment; give it another with --map'),
     (
         "bad expression",
         ["a"],
@@ -138,7 +138,7 @@ REFUSALS = [
         "empty target",
         ["a.w", "b"],
         {"mapping": {"b": ""}},
-        '"b -> " would have an empty segment: correct --rename or --map',
+        '"b -> ": the name would have an empty segment; correct --rename or --map',
     ),
     ("nothing included", ["a"], {"include": ("z*",)}, 'no clean name matches --include "z*": see --tensors'),
     (
@@ -169,7 +169,7 @@ SHARDS = {
 def test_shards_are_refused(value: OpaqueTensor, is_refused: bool) -> None:
     named = StateDict((), "main", {"module.a": value, "module.b": spec(2)})
     if is_refused:
-        with pytest.raises(PlanRefused, match=re.escape('"module.a" is one rank\'s shard')) as refused:
+        with pytest.raises(PlanRefused, match=re.escape('"module.a": only one rank\'s shard')) as refused:
             plan_keys(named, BARE)
         assert refused.value.code == "sharded"
     else:
@@ -299,7 +299,7 @@ def test_shapes_decide_between_rules() -> None:
 
 
 def test_a_shape_that_differs_is_missing() -> None:
-    with pytest.raises(PlanRefused, match=re.escape('"w" of the reference is not')) as refused:
+    with pytest.raises(PlanRefused, match=re.escape('"w": in the reference, not')) as refused:
         plan("module.w", reference={"w": (7,)})
     assert refused.value.code == "ref-missing"
 
@@ -541,14 +541,14 @@ REFUSED_FILES: list[tuple[str, Any, str, str]] = [
      ('several state dicts are equal candidates: choose with --weights student (2 tensors, 32 bytes, from "a.w") or '
      'teacher (2 tensors, 32 bytes, from "a.w")')),
     ("K07 ZeRO-3", {"module": {"a.w": spec(0)}, "ds_version": "0.14", "param_shapes": [{"a.w": (2, 2)}]}, "sharded",
-     ('"a.w" is a placeholder whose values are in the ZeRO-3 files of all ranks: run zero_to_fp32.py in the checkpoint '
-     "folder")),
+     ('"a.w": only a placeholder, its values are in the ZeRO-3 files of all ranks; run zero_to_fp32.py in the '
+     "checkpoint folder")),
     ("K08 Megatron chunks", {"model0": weights(SD), "model1": weights(SD), "args": None, "checkpoint_version": 3.0},
-     "sharded", ('"model0", "model1" of Megatron-LM is a slice of the model (pipeline or tensor parallel): merge it '
+     "sharded", ('"model0", "model1": only a slice of the model (pipeline or tensor parallel); merge it '
      "with Megatron's tools")),
     ("Megatron tensor parallel", {"model": weights(SD), "checkpoint_version": 3.0,
                                   "args": stub("argparse.Namespace", tensor_model_parallel_size=2)},
-     "sharded", '"model" of Megatron-LM is a slice'),
+     "sharded", '"model": only a slice'),
     ("fairseq shard", {"model": weights(SD), "extra_state": {}, "fsdp_metadata": {"x": 1}}, "sharded",
      "fsdp_metadata says that this is one FSDP shard: consolidate the shards with fairseq"),
     ("K09 nameless EMA", {"shadow_params": [spec(2), spec(2)], "decay": 0.999}, "nameless",

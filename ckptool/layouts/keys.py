@@ -87,7 +87,7 @@ def refuse_bad_names(keys: list[str]) -> None:
     if ".." in text or "\n." in text or ".\n" in text or "\n\n" in text:
         bad = [key for key in keys if not all(key.split("."))]
         if bad:
-            raise PlanRefused("bad-key", f"{quoted(bad)} has an empty segment and is no name: give it one with --map")
+            raise PlanRefused("bad-key", f"{quoted(bad)}: a name with an empty segment; give it another with --map")
 
 
 def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
@@ -100,15 +100,15 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
         if flat:
             raise PlanRefused(
                 "flat-param",
-                f"{quoted(flat)} is a buffer that FSDP flattened whole modules into, their names are not in this file: "
-                "save a full state dict (FULL_STATE_DICT)",
+                f"{quoted(flat)}: FSDP flattened whole modules into one buffer, their names are not in the file; save "
+                "a full state dict (FULL_STATE_DICT)",
             )
     shards = [key for key, value in draft.entries.items() if isinstance(value, OpaqueTensor) and is_shard(value)]
     if shards:
         raise PlanRefused(
             "sharded",
-            f"{quoted(shards)} is one rank's shard of a tensor, the rest is in the files of the other ranks: "
-            "save a full state dict, or convert the folder with torch.distributed.checkpoint.format_utils",
+            f"{quoted(shards)}: only one rank's shard is in this file, the rest is in those of the other ranks; save a "
+            "full state dict, or convert the folder with torch.distributed.checkpoint.format_utils",
         )
 
 
@@ -189,7 +189,7 @@ def strip_prefix(draft: Draft, prefix: str, keep: Iterable[str]) -> None:
         remove_private_segments(draft, keep)
         front = without(f"{path}.*", removable_segments(keep)).removesuffix("*").rstrip(".")
     draft.certainty = "explicit"
-    draft.found("--prefix", path, len(draft.names), "explicit")
+    draft.found("prefix", path, len(draft.names), "explicit")
     draft.rule = replace(draft.rule, leading=tuple(front.split(".")) if front else ())
 
 
@@ -202,8 +202,8 @@ def refuse_partial_prefix(draft: Draft, path: str) -> None:
     if outside:
         raise PlanRefused(
             "partial-prefix",
-            f'only {total - len(outside)} of {total} keys start with "{path}.", '
-            f"{quoted(outside)} does not: --select {path} would drop the others",
+            f'only {total - len(outside)} of {total} keys start with "{path}.", not {quoted(outside)}: '
+            f"--select {path} would drop the others",
         )
 
 
@@ -279,7 +279,7 @@ def refuse_bad_targets(draft: Draft) -> None:
     """
     bad = [f"{key} -> {name}" for key, name in draft.names.items() if not all(name.split("."))]
     if bad:
-        raise PlanRefused("bad-map", f"{quoted(bad)} would have an empty segment: correct --rename or --map")
+        raise PlanRefused("bad-map", f"{quoted(bad)}: the name would have an empty segment; correct --rename or --map")
 
 
 def refuse_collisions(draft: Draft) -> None:
@@ -295,7 +295,8 @@ def refuse_collisions(draft: Draft) -> None:
     met = [f"{' and '.join(sources[:4])} -> {name}" for name, sources in by_target.items() if len(sources) > 1]
     raise PlanRefused(
         "collision",
-        f"{quoted(met)} would be one name: protect a segment with --keep, choose with --select, or use --map",
+        f"{quoted(met)}: two keys would get one name; protect a segment with --keep, choose with --select, "
+        "or use --map",
     )
 
 

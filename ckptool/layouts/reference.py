@@ -182,12 +182,12 @@ def _missing_message(best: Trial, reference: Reference) -> str:
     reached = set(best.targets.values())
     missing = [name for name in reference if name not in reached]
     return (
-        f"{quoted(missing)} of the reference is not in this state dict: the closest rule ({describe(best.rule)}) "
-        f"matches {len(reached)} of {len(reference)} names and shapes; give the reference of the same model"
+        f"{quoted(missing)}: in the reference, not in this state dict; the closest rule ({describe(best.rule)}) "
+        f"matches {len(reached)} of {len(reference)} names and shapes: give the reference of the same model"
     )
 
 
 def _tie_message(trials: list[Trial]) -> str:
     fronts = first_segments(".".join(trial.rule.leading) or "." for trial in trials)
     ways = " or ".join(dict.fromkeys(describe(trial.rule) for trial in trials))
-    return f"{ways} matches the reference equally well: choose with --select {' or '.join(fronts)}"
+    return f"{ways}: each matches the reference equally well; choose with --select {' or '.join(fronts)}"

@@ -56,7 +56,7 @@ def _zero3(root: Any, layout: Layout | None, found: Sequence[StateDict]) -> Note
         return None
     return Note(
         "sharded",
-        f"{quoted(empty)} is a placeholder whose values are in the ZeRO-3 files of all ranks: "
+        f"{quoted(empty)}: only a placeholder, its values are in the ZeRO-3 files of all ranks; "
         "run zero_to_fp32.py in the checkpoint folder",
     )
 
@@ -78,9 +78,10 @@ def _megatron_slices(root: Any, layout: Layout | None, found: Sequence[StateDict
     sizes = [lookup(root, f"args.{name}_model_parallel_size") for name in ("tensor", "pipeline")]
     chunks = [state_dict.name for state_dict in found if state_dict.name.startswith("model")]
     if len(chunks) > 1 or any(type(size) is int and size > 1 for size in sizes):
-        what = f"{quoted(chunks)} of Megatron-LM" if chunks else "this file of Megatron-LM"
+        what = quoted(chunks) if chunks else "this file of Megatron-LM"
         return Note(
-            "sharded", f"{what} is a slice of the model (pipeline or tensor parallel): merge it with Megatron's tools"
+            "sharded",
+            f"{what}: only a slice of the model (pipeline or tensor parallel); merge it with Megatron's tools",
         )
     return None
 
