@@ -307,6 +307,20 @@ def test_dotted_names_never_reach_a_handler(module: str, name: str) -> None:
     assert "safe" not in [severity for key, severity in severities(stream).items() if "_utils" in key]
 
 
+def test_a_class_inside_a_class_is_a_name() -> None:
+    def nested(owner: tuple[str, str], name: str) -> Pickle:
+        return Pickle().name("__builtin__", "getattr").mark().name(*owner).text(name).raw(b"tR")
+
+    stream = nested(("cfg", "Config"), "Mode").value((1,)).reduce().stop()
+    assert (read(stream).value.ref.full_name, read(stream).value.args) == ("cfg.Config.Mode", (1,))
+    assert severities(stream) == {
+        "__builtin__.getattr": "unknown", "cfg.Config": "unknown", "cfg.Config.Mode": "unknown",
+    }  # fmt: skip
+    bad = [(("os", "X"), "Y"), (("cfg", "Config"), "__init__"), (("cfg", "Config"), "mode"), (("a", "b"), "C")]
+    for owner, name in bad:
+        assert "dangerous" in severities(nested(owner, name).value((1,)).reduce().stop()).values()
+
+
 def test_computed_names() -> None:
     stream = Pickle(4).text("os").call("operator", "itemgetter", 0).raw(b"\x93").stop()
     assert severities(stream)["<computed>.<computed>"] == "dangerous"

@@ -27,6 +27,7 @@ _CLASSES = frozenset({
 # The hottest opcodes call these without looking them up.
 _unpack_int4 = INT4.unpack_from
 
+_GETATTR = ("builtins", "getattr")
 _INVALID = GlobalRef("<invalid>", "<invalid>", "dangerous")
 _DYNAMIC = GlobalRef("<computed>", "<computed>", "dangerous")
 _EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
@@ -396,7 +397,9 @@ class Machine(Engine):
         if type(function) is GlobalRef:
             self.reading.log.record(function, self.where(position), called=True)
             spelled = severity.normalise(function.module, function.name)
-            handler = _HANDLERS.get(spelled, _refuse_call if spelled in _SAFE else _keep_call)
+            handler = _HANDLERS.get(spelled, _get_nested if spelled == _GETATTR else _keep_call)
+            if handler is _keep_call and spelled in _SAFE:
+                handler = Reading.misfit
             call = self._calls[id(function)] = partial(handler, self.reading, function)
             return call
         if type(function) is not Stub:
@@ -524,8 +527,17 @@ def _keep_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
     return reading.stub(ref, args)
 
 
-def _refuse_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
-    return reading.misfit(ref, args)
+def _get_nested(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
+    """Read how protocols 0 to 3 spell a class inside a class; any other attribute is what attacks are made of."""
+    owner, name = args if len(args) == 2 else (None, None)
+    is_class = type(owner) is GlobalRef and owner.name[:1].isupper() and owner.severity != "dangerous"
+    if not is_class or type(name) is not str or not name.isidentifier() or not name[:1].isupper():
+        reading.log.record(GlobalRef(ref.module, ref.name, "dangerous"), reading.label, called=True)
+        return reading.stub(ref, args)
+    nested = f"{owner.name}.{name}"
+    found = GlobalRef(owner.module, nested, severity.rate(owner.module, nested))
+    reading.log.record(found, reading.label, called=False)
+    return found
 
 
 def _set_attributes(target: DictNode, state: Any) -> DictNode:

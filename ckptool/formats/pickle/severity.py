@@ -24,7 +24,7 @@ DANGEROUS_MODULES = frozenset(
     linecache logging.config marshal multiprocessing nt ntpath numpy.distutils numpy.f2py numpy.testing os pdb pickle
     pickletools pip pkgutil platform poplib popen2 posix posixpath profile pty pydoc requests runpy
     setuptools shelve shutil signal site smtplib socket socketserver sqlite3 ssl subprocess sys tarfile telnetlib
-    tempfile test threading timeit torch._dynamo torch._inductor torch.fx torch.hub torch.jit torch.multiprocessing
+    tempfile test threading timeit torch.fx torch.hub torch.jit torch.multiprocessing
     torch.package torch.utils._config_module torch.utils.bottleneck torch.utils.cpp_extension
     torch.utils.data.datapipes torch_utils.persistence trace turtle urllib urllib2 urllib3 uu venv
     webbrowser winreg xmlrpc zipapp zipfile zipimport cPickle
@@ -32,7 +32,7 @@ DANGEROUS_MODULES = frozenset(
 )
 _BUILTINS = frozenset(
     """
-    __import__ apply breakpoint compile delattr dir eval exec execfile file getattr globals help input locals map
+    __import__ apply breakpoint compile delattr dir eval exec execfile file globals help input locals map
     memoryview open raw_input reload setattr vars
     """.split()  # noqa: SIM905 - read as a table
 )
@@ -65,6 +65,7 @@ FRIENDLY_CLASSES = {
     "zoneinfo": frozenset({"ZoneInfo"}),
     "numpy.random._pickle": frozenset({"__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"}),
     "torch": frozenset({"Generator"}),
+    "torch.distributed.remote_device": frozenset({"_remote_device"}),
     "torch.amp.grad_scaler": frozenset({"GradScaler", "OptState"}),
     "torch.cuda.amp.grad_scaler": frozenset({"GradScaler", "OptState"}),
 }
@@ -78,7 +79,7 @@ FRIENDLY_MODULES = frozenset(
     pytorch_lightning.callbacks pytorch_lightning.trainer.states pytorch_lightning.utilities.parsing
     torch.distributed._shard.metadata torch.distributed._shard.sharded_tensor torch.distributed._shard.sharding_spec
     torch.distributed.checkpoint.metadata torch.distributed.checkpoint.filesystem
-    torch.distributed.device_mesh torch.distributed._mesh_layout torch.distributed.remote_device
+    torch.distributed.device_mesh torch.distributed._mesh_layout
     torch.distributed.tensor._dtensor_spec torch.distributed.tensor.placement_types
     torch.nn.modules torch.nn.parallel.data_parallel torch.nn.parallel.distributed torch.nn.utils.parametrizations
     torch.nn.utils.parametrize torch.optim
@@ -131,4 +132,6 @@ def _is_friendly(module: str, name: str) -> bool:
         return True
     if module in ("pathlib", "pathlib._local"):
         return name in _FRIENDLY_PATHS
-    return name[:1].isupper() and name.isidentifier() and any(p in FRIENDLY_MODULES for p in _prefixes(module))
+    return (
+        name.lstrip("_")[:1].isupper() and name.isidentifier() and any(p in FRIENDLY_MODULES for p in _prefixes(module))
+    )

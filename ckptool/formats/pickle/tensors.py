@@ -198,6 +198,9 @@ def _of_type(reading: Reading, kind: GlobalRef, data: Any, state: Any) -> Any:
 
 
 def _attributes(reading: Reading, state: Any) -> tuple[tuple[str, Any], ...]:
+    """List what a subclass carries by name; the usual pair is that of its attributes and its slots."""
+    if type(state) is tuple and all(part is None or type(part) is DictNode for part in state):
+        return tuple(pair for part in state for pair in _attributes(reading, part))
     if state is None:
         return ()
     if type(state) is not DictNode:
