@@ -254,7 +254,7 @@ def test_literals(data: bytes, expected: Any) -> None:
 
 DANGEROUS = [
     ("os", "system"), ("posix", "system"), ("nt", "system"), ("subprocess", "Popen"), ("builtins", "eval"),
-    ("__builtin__", "eval"), ("__builtin__", "execfile"), ("builtins", "getattr"), ("pip", "main"),
+    ("__builtin__", "eval"), ("__builtin__", "execfile"), ("pip", "main"),
     ("asyncio.unix_events", "_UnixSubprocessTransport._start"), ("pkgutil", "resolve_name"),
     ("importlib", "import_module"), ("operator", "attrgetter"), ("operator", "methodcaller"),
     ("functools", "partial"), ("pickle", "loads"), ("_pickle", "loads"), ("cPickle", "loads"), ("torch", "load"),

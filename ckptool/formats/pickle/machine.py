@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from ckptool.formats.pickle import arrays, literals, plain, severity, tensors
 from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped, unpack_uint4
@@ -527,11 +527,14 @@ def _keep_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
     return reading.stub(ref, args)
 
 
+def _is_class(value: Any) -> TypeGuard[GlobalRef]:
+    return type(value) is GlobalRef and value.name[:1].isupper() and value.severity != "dangerous"
+
+
 def _get_nested(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     """Read how protocols 0 to 3 spell a class inside a class; any other attribute is what attacks are made of."""
     owner, name = args if len(args) == 2 else (None, None)
-    is_class = type(owner) is GlobalRef and owner.name[:1].isupper() and owner.severity != "dangerous"
-    if not is_class or type(name) is not str or not name.isidentifier() or not name[:1].isupper():
+    if not _is_class(owner) or type(name) is not str or not name.isidentifier() or not name[:1].isupper():
         reading.log.record(GlobalRef(ref.module, ref.name, "dangerous"), reading.label, called=True)
         return reading.stub(ref, args)
     nested = f"{owner.name}.{name}"

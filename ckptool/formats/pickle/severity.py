@@ -132,6 +132,5 @@ def _is_friendly(module: str, name: str) -> bool:
         return True
     if module in ("pathlib", "pathlib._local"):
         return name in _FRIENDLY_PATHS
-    return (
-        name.lstrip("_")[:1].isupper() and name.isidentifier() and any(p in FRIENDLY_MODULES for p in _prefixes(module))
-    )
+    is_class = name.isidentifier() and name.lstrip("_")[:1].isupper()
+    return is_class and any(prefix in FRIENDLY_MODULES for prefix in _prefixes(module))
