@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from support.value_trees import checkpoint, node, scalar, spec, state_dict, stub
 
 from ckptool.errors import PlanRefused, UnreadableCheckpoint
 from ckptool.layouts import identify, node_at, plan_keys, read_training, rename_key, rename_module_path, select
+from ckptool.model.dtypes import BY_NAME
 from ckptool.model.plans import KeyOptions, KeyPlan, Producer, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, Stub
 
@@ -196,6 +198,10 @@ EXPLICIT = [
     ("select as written", ["model._orig_mod.a", "t.b"], {"select": "model._orig_mod"}, ["a", None]),
     ("select a clean name", ["module.body.a", "module.head.b"], {"select": "head"}, [None, "b"]),
     ("select is no substring", ["net.a", "network.b"], {"select": "net"}, ["a", None]),
+    ("select below a kept segment", ["m._orig_mod.fc.w", "t.b"],
+     {"select": "m._orig_mod.fc", "keep": ("_orig_mod",)}, ["w", None]),
+    ("select around a kept segment", ["m._orig_mod.fc.w", "t.b"],
+     {"select": "m", "keep": ("_orig_mod",)}, ["_orig_mod.fc.w", None]),
     ("exclude", ["module.a.w", "module.b.w"], {"exclude": ("b.*",)}, ["a.w", None]),
     ("include", ["module.a.w", "module.b.w"], {"include": ("a.*", "c")}, ["a.w", None]),
     ("rename", ["module.enc.0.w"], {"rename": ((r"^enc\.", "encoder."), (r"\.w$", ".weight"))}, ["encoder.0.weight"]),
@@ -567,7 +573,7 @@ REFUSED_FILES: list[tuple[str, Any, str, str]] = [
      "the states of random generators"),
     ("K15 tensor", spec(2), "no-weights", "it holds a bare tensor"),
     ("K15 list", [spec(2), spec(2)], "nameless", "the file holds a list of 2 tensors without names: save a state dict"),
-    ("K15 number", 3, "no-weights", "it holds a int"),
+    ("K15 number", 3, "no-weights", "it holds a value of type int"),
     ("empty", {}, "no-weights", "it holds an empty mapping"),
     ("settings only", {"lr": 0.1, "name": "x"}, "no-weights",
      'a mapping with the keys "lr", "name", none of them a state dict'),
@@ -676,6 +682,21 @@ def test_k20_the_same_rules_hold_for_safetensors() -> None:
     assert made.is_ema
 
 
+@pytest.mark.parametrize("active", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_composer_says_which_weights_are_the_average(active: bool, nested: bool) -> None:
+    model = {"named_parameters_dict": weights(["a"]), "named_buffers_dict": weights(["b"])} if nested else weights("ab")
+    algorithms = [("LabelSmoothing", {}), ("EMA", {"ema_model": model, "ema_weights_active": active})]
+    content = {"state": {"model": weights("ab"), "algorithms": algorithms}, "rng": []}
+    main, other = ("ema", "raw") if active else ("main", "ema")
+    selection = chosen(content)
+    assert roles(selection) == {"state.model": main, "state.algorithms.1.1.ema_model": other}
+    assert selection.chosen.name == "state.model"
+    averaged = chosen(content, "ema").chosen
+    assert averaged.name == ("state.model" if active else "state.algorithms.1.1.ema_model")
+    assert list(averaged.entries) == ["a", "b"]
+
+
 def test_an_ema_root_beside_model_is_a_candidate_of_its_own() -> None:
     content = {
         "pytorch-lightning_version": "2.0",
@@ -688,6 +709,41 @@ def test_an_ema_root_beside_model_is_a_candidate_of_its_own() -> None:
     made = plan_keys(averaged.chosen, averaged.producer)
     assert [(move.source, move.target) for move in made.moves] == [("ema_model._orig_mod.a", "a")]
     assert made.is_ema
+
+
+# --- values that are no plain tensors ---
+
+
+def test_v12_values_without_tensors_move_with_their_module() -> None:
+    content = {
+        "module.fc.scale": spec(),
+        "module.fc.zero_point": spec(dtype="int64"),
+        "module.fc._packed_params.dtype": BY_NAME["qint8"],
+        "module.fc._packed_params._packed_params": (OpaqueTensor("quantized", "affine", None, (2, 2)), None),
+        "module.fc._extra_state": {"amax": spec(3)},
+        "module.fc.weight_format": "nf4",
+        "module.fc.none": None,
+    }
+    selection = chosen(content)
+    made = plan_keys(selection.chosen, selection.producer)
+    assert targets(made) == [key.removeprefix("module.") for key in content]
+
+
+def test_v14_the_order_of_the_file_is_kept() -> None:
+    keys = ["module.z", "module.a", "module.m.0", "module.m"]
+    assert targets(plan(*keys)) == ["z", "a", "m.0", "m"]
+
+
+def test_v15_numpy_arrays_are_weights() -> None:
+    array = replace(spec(2, 2), is_numpy=True)
+    selection = chosen({"model": {"a.w": array}, "__author__": "x", "matching_heuristics": True})
+    assert (selection.producer.name, selection.chosen.name) == ("Detectron2", "model")
+
+
+def test_names_that_safetensors_keeps_in_the_metadata_are_present() -> None:
+    made = replace(checkpoint(weights(["embed.weight"]), "safetensors"), metadata={"head.weight": "embed.weight"})
+    entries = select(made).chosen.entries
+    assert entries["head.weight"] is entries["embed.weight"]
 
 
 # --- pickled modules ---
@@ -743,6 +799,7 @@ PRODUCERS: list[tuple[Any, str, str | None, str]] = [
     ({"meta": {"mmengine_version": "0.10"}, "state_dict": {}}, "MMEngine", "0.10", ""),
     ({"meta": {"mmcv_version": "1.7"}, "state_dict": {}}, "MMCV", "1.7", ""),
     ({"module": {}, "ds_version": "0.14.0"}, "DeepSpeed", "0.14.0", ""),
+    ({"module": {}, "ds_version": "0.14.0", "pytorch-lightning_version": "2"}, "DeepSpeed", "0.14.0", "lightning"),
     ({"model": {}, "checkpoint_version": 3.0}, "Megatron-LM", "3.0", ""),
     ({"model": {}, "extra_state": {}, "cfg": None}, "fairseq", None, ""),
     ({"model": {}, "iteration": 3, "optimizer": {}}, "Detectron2", None, ""),

@@ -20,8 +20,8 @@ from ckptool.layouts.segments import (
     quoted,
     removable_segments,
     shared_root,
-    under,
     without,
+    without_all,
 )
 from ckptool.model.plans import KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
 from ckptool.model.values import OpaqueTensor, TensorSpec
@@ -50,7 +50,7 @@ def clean_names(draft: Draft, options: KeyOptions) -> None:
     if options.keep_prefixes or all(key in (options.mapping or {}) for key in draft.names):
         keep_names(draft, options)
     elif options.reference is not None:
-        select_subtree(draft, options.select, strip=False)
+        select_subtree(draft, options.select, options.keep, strip=False)
         follow_reference(draft, options.reference, options.keep)
     elif options.prefix is not None:
         strip_prefix(draft, options.prefix, options.keep)
@@ -65,7 +65,7 @@ def keep_names(draft: Draft, options: KeyOptions) -> None:
     """
     if options.prefix is not None:
         raise PlanRefused("bad-map", "--prefix and --keep-prefixes contradict each other: give one of them")
-    select_subtree(draft, options.select, strip=False)
+    select_subtree(draft, options.select, options.keep, strip=False)
     draft.certainty = "explicit"
 
 
@@ -73,7 +73,7 @@ def clean_by_evidence(draft: Draft, options: KeyOptions) -> None:
     """Remove private segments, then either keep the subtree asked for or look at the roots."""
     remove_private_segments(draft, options.keep)
     if options.select is not None:
-        select_subtree(draft, options.select, strip=True)
+        select_subtree(draft, options.select, options.keep, strip=True)
     else:
         strip_roots(draft, options.keep)
 
@@ -125,7 +125,7 @@ def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
     counts = {segment: count_holding(draft.names, segment) for segment in private_segments(draft.names, keep)}
     # A pair, or a segment below a removed one, only shows once the others are gone: removal sees them all.
     present = tuple(counts)
-    cleaned = {source: without(name, present) for source, name in draft.names.items()} if present else draft.names
+    cleaned = without_all(draft.names, present) if present else draft.names
     changed = sum(source != name for source, name in cleaned.items())
     draft.names = cleaned
     for segment, count in counts.items():
@@ -136,21 +136,23 @@ def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
         draft.note("wrapper-segments", f"{found} removed from {changed} of {len(cleaned)} keys")
 
 
-def select_subtree(draft: Draft, select: str | None, *, strip: bool) -> None:
-    """Keep the keys below a path, written as in the file or without the wrappers around it.
+def select_subtree(draft: Draft, select: str | None, keep: Iterable[str], *, strip: bool) -> None:
+    """Keep the keys below a path, written as in the file or without the private segments.
 
     :raises PlanRefused: there are none.
     """
     if select is None:
         return
     draft.certainty = "explicit"
-    path = without(f"{select.rstrip('.')}.*", tuple(PRIVATE_SEGMENTS)).removesuffix("*").rstrip(".")
-    names = {source: without(name, tuple(PRIVATE_SEGMENTS)) for source, name in draft.names.items()}
+    segments = removable_segments(keep)
+    path = without(f"{select.rstrip('.')}.*", segments).removesuffix("*").rstrip(".")
+    names = without_all(draft.names, segments) if draft.names else {}
     full_path = _locate(list(names.values()), path)
     if full_path is None:
         groups = quoted(draft.roots, 8)
         raise PlanRefused("not-found", f'no key lies below "{select}": --select takes one of {groups}, or a path below')
-    draft.drop([source for source, name in names.items() if not under(name, full_path)], f"outside --select {select}")
+    front = f"{full_path}."
+    draft.drop([source for source, name in names.items() if not name.startswith(front)], f"outside --select {select}")
     if strip:
         draft.strip(full_path)
         draft.rule = replace(draft.rule, leading=tuple(full_path.split(".")))
@@ -162,7 +164,7 @@ def _locate(names: list[str], path: str) -> str | None:
     """Find a path in the names, also below first segments that all of them share (which a listing does not show)."""
     above = ""
     while names:
-        if path and any(under(name, path) for name in names):
+        if path and any(name.startswith(f"{path}.") for name in names):
             return above + path
         root = shared_root(names)
         if root is None:

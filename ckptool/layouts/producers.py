@@ -81,6 +81,7 @@ LAYOUTS = (
         version="meta.mmengine_version",
     ),
     Layout("MMCV", ("state_dict", "meta"), version="meta.mmcv_version"),
+    Layout("DeepSpeed", ("module", "ds_version", _LIGHTNING_VERSION), version="ds_version", container="lightning"),
     Layout("DeepSpeed", ("module",), ("ds_version", "ds_config", "param_shapes"), version="ds_version"),
     Layout("DeepSpeed ZeRO optimizer", ("optimizer_state_dict",), ("ds_version", "ds_config"), version="ds_version"),
     Layout("Megatron-LM", ("checkpoint_version",), ("model", "model0"), version="checkpoint_version"),

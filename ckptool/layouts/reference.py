@@ -50,7 +50,10 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
 
     :raises PlanRefused: two rules do equally well, or none reaches every name.
     """
-    best = best_trial(draft, reference, frozenset(keep))
+    best = best_trial(draft, reference, "", frozenset(keep))
+    front = shared_front(reference)
+    if front and len(best.targets) < len(reference):
+        best = max(best, best_trial(draft, reference, front, frozenset(keep)), key=lambda trial: trial.score)
     if len(best.targets) < len(reference):
         raise PlanRefused("ref-missing", _missing_message(best, reference))
     extras = [source for source in draft.names if source not in best.targets]
@@ -73,15 +76,15 @@ def record_wrappers(draft: Draft, rule: KeyRule) -> None:
         draft.found("prefix", segment, len(draft.names), "reference")
 
 
-def best_trial(draft: Draft, reference: Reference, keep: frozenset[str]) -> Trial:
-    """Find the rule that does best.
+def best_trial(draft: Draft, reference: Reference, prepended: str, keep: frozenset[str]) -> Trial:
+    """Find the rule that does best, among those that put this text before every name.
 
     :raises PlanRefused: two rules with different outcomes do equally well.
     """
     shapes = {source: shape_of(draft.entries[source]) for source in draft.names}
     best = Trial(KeyRule(), {}, len(shapes), 0)
     equals: list[Trial] = []
-    for rule, votes in rules(list(draft.names), reference, keep):
+    for rule, votes in rules(list(draft.names), reference, prepended, keep):
         if votes < len(best.targets):
             break  # a rule reaches at most as many names as voted for it
         trial = try_rule(rule, shapes, reference)
@@ -100,7 +103,7 @@ def shape_of(value: Any) -> Shape:
     return value.shape if isinstance(value, TensorSpec | OpaqueTensor) else None
 
 
-def rules(keys: list[str], reference: Reference, keep: frozenset[str]) -> list[tuple[KeyRule, int]]:
+def rules(keys: list[str], reference: Reference, prepended: str, keep: frozenset[str]) -> list[tuple[KeyRule, int]]:
     """List the global rules that could lead to the reference, with how many names each may reach, most first.
 
     They are few, and each is simple enough to be said in a sentence.
@@ -111,7 +114,6 @@ def rules(keys: list[str], reference: Reference, keep: frozenset[str]) -> list[t
         voted
         for removed in dict.fromkeys([(), private])
         for inner in inners
-        for prepended in dict.fromkeys(["", shared_front(reference)])
         for voted in _rules_by_prefix(KeyRule(removed, (), inner, prepended), keys, reference)
     ]
     return sorted(found, key=lambda voted: -voted[1])

@@ -5,7 +5,7 @@ A key is a path: ``model._orig_mod.fc.weight``. Everything here works on whole s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # Private names of a framework, removed at any depth. The pair stands last: it may only meet once the others are gone.
 # Sources: torch/_dynamo/eval_frame.py, torch/distributed/fsdp/_common_utils.py, torch/distributed/algorithms/
@@ -49,6 +49,18 @@ def without(key: str, segments: Sequence[str]) -> str:
         while run in text:
             text = text.replace(run, ".")
     return text[1:]
+
+
+def without_all(names: Mapping[str, str], segments: Sequence[str]) -> dict[str, str]:
+    """Remove whole segments from every value, as ``without`` does: in one text, which is far faster than in many."""
+    text = "." + "\n.".join(names.values())
+    if text.count("\n") >= len(names):  # a name with a line break of its own
+        return {source: without(name, segments) for source, name in names.items()}
+    for segment in segments:
+        run = f".{segment}."
+        while run in text:
+            text = text.replace(run, ".")
+    return dict(zip(names, [line[1:] for line in text.split("\n")], strict=True))
 
 
 def without_inner(key: str, segments: Sequence[str]) -> str:

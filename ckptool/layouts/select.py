@@ -7,6 +7,7 @@ from typing import Any
 
 from ckptool.layouts.aliases import with_aliases
 from ckptool.layouts.candidates import UNKNOWN_NAME, find_state_dicts, is_optimizer_like, state_dict_at
+from ckptool.layouts.composer import with_averages
 from ckptool.layouts.inner import inner_candidates
 from ckptool.layouts.producers import Layout, has, identify, layout_of, lookup
 from ckptool.layouts.segments import quoted
@@ -24,7 +25,7 @@ def select(checkpoint: Checkpoint, weights: str = "main") -> Selection:
     """
     root, producer, layout = checkpoint.root, identify(checkpoint), layout_of(checkpoint.root)
     described = [with_aliases(state_dict, checkpoint.metadata) for state_dict in find_state_dicts(root, layout)]
-    found = inner_candidates(described, producer)
+    found = inner_candidates(with_averages(described, root), producer)
     refusal = _refuse_file(root, layout, found)
     if refusal is None:
         chosen, refusal = _choose(root, found, weights, layout)
@@ -120,7 +121,7 @@ def _root_type(root: Any) -> str:
     if isinstance(root, DictNode):
         keys = quoted([str(key) for key, _ in root.pairs], 6)
         return f"a mapping with the keys {keys}, none of them a state dict"
-    return f"a {type(root).__name__}"
+    return f"a value of type {type(root).__name__}"
 
 
 # --- the choice ---
