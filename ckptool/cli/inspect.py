@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,24 +48,11 @@ def inspect(
     """
     terminal = detect(view.color, view.quiet)
     asked = _asked(choice, lists)
-    with _collecting_nothing():
-        answers = [_answer(path, asked, view, terminal) for path in paths]
+    answers = [_answer(path, asked, view, terminal) for path in paths]
     several = len(paths) > 1
     if view.json and (several or answers[0].status is Status.DONE):
         _print_json([answer.document for answer in answers], several=several)
     return worst(*(answer.status for answer in answers))
-
-
-@contextmanager
-def _collecting_nothing() -> Iterator[None]:
-    """Keep the garbage collector off: it would walk 50,000 tensors over and over, and find nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +81,8 @@ def _asked(choice: options.ChoiceOptions, lists: ListOptions) -> InspectOptions:
 
     return InspectOptions(
         weights=choice.weights,
-        keys=options.key_options(choice),
+        # Globs choose what is listed; what the keys are does not depend on them.
+        keys=replace(options.key_options(choice), include=(), exclude=()),
         tensors=lists.tensors,
         tree=lists.tree,
         statistics=lists.stats,

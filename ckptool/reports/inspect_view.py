@@ -136,7 +136,7 @@ def _state_dicts(inspection: Inspection, canvas: Canvas) -> Lines:
 def _disk(inspection: Inspection, canvas: Canvas) -> Lines:
     groups = list(_present_groups(inspection.disk))
     total = sum(nbytes for _, nbytes, _ in groups)
-    room = max(min(canvas.width - _TITLE_WIDTH, _BAR_WIDTH), 10)
+    room = max(min(canvas.width - _TITLE_WIDTH - len(groups), _BAR_WIDTH), 10)
     bars = [(canvas.glyphs.bar * max(round(room * nbytes / total), 1), style) for _, nbytes, style in groups]
     yield Text.assemble(*bars)
     yield _joined([Text(f"{name} {size_text(nbytes)}", style) for name, nbytes, style in groups], canvas)
