@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Ran
 from safetensors.torch import save_file
+from support.strict_json import strictly
 from torch import nn
 
 from ckptool.model import dtypes
@@ -29,8 +31,6 @@ from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub
 from ckptool.operations.advice import shell_quote
 from ckptool.operations.module_tree import fold, grow
 from ckptool.operations.plain import MAX_VALUES, to_plain
-from conftest import Ran
-from test_reports import strictly
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "examples" / "digits.ckpt"
@@ -606,7 +606,7 @@ def on_a_terminal(args: list[str], width: int) -> str:
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
     environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "ckptool", *args]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment) as process:
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment):
         os.close(theirs)
         written = bytearray()
         try:
@@ -662,8 +662,11 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 def test_a_stream_that_knows_only_ascii_gets_ascii(tmp_path: Path) -> None:
     path = saved(tmp_path, {"größe.weight": torch.ones(2, 2)})
     for options in ([], ["--color", "always"], ["--json"]):
-        code = f"import sys; from ckptool.cli import main; sys.exit(main({['inspect', str(path), '--tensors', *options]!r}))"
-        ran = python(code, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+        arguments = ["inspect", str(path), "--tensors", *options]
+        ran = python(
+            f"import sys; from ckptool.cli import main; sys.exit(main({arguments!r}))",
+            env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        )
         assert (ran.returncode, ran.stderr) == (0, b"")
         assert ran.stdout.isascii()
         assert b"gr\\xf6\\xdfe" in ran.stdout or b"gr\\u00f6\\u00dfe" in ran.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.filesize import decimal
+from support.strict_json import strictly
 
 from ckptool.formats import open_checkpoint
 from ckptool.model.inspection import Inspection, InspectOptions
@@ -104,19 +104,6 @@ def test_long_text_keeps_its_ends_its_length_and_a_checksum() -> None:
     assert len(shorten(one, 80)) == 80
     assert "1,000,001 characters" in shorten(one, 80)
     assert shorten(one, 80) != shorten(other, 80)
-
-
-def strictly(text: str) -> Any:
-    """Parse one document; NaN and Infinity are no JSON, and no field may stand twice."""
-
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is no JSON")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        assert len({name for name, _ in pairs}) == len(pairs)
-        return dict(pairs)
-
-    return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
 
 
 @pytest.mark.parametrize(
