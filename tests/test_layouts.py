@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -967,3 +968,53 @@ def test_settings_that_hold_themselves_are_read_once() -> None:
     config = DictNode([("lr", 0.1)])
     config.pairs.append(("self", config))
     assert facts({"model": weights(SD), "config": config}).hyper_parameters.get("lr") == 0.1
+
+
+# --- whatever a file may hold ---
+
+NAMES = (
+    "state_dict model ema callbacks state algorithms param_groups args _modules _parameters _buffers module a.w "
+    "model_ema.w optimizer param_shapes ds_version meta epoch ema_model pytorch-lightning_version shadow_params "
+    "best_model_score monitor _content lr_schedulers . .."
+)
+CLASSES = ("argparse.Namespace", "omegaconf.DictConfig", "a.OptimizedModule", "pathlib.PosixPath", "models.Net")
+LEAVES = (None, 3, 0.5, "text", True, b"x", spec(2), scalar(0.5), OpaqueTensor("meta", "", None, None))
+
+
+def grow(random: Random, depth: int = 4) -> Any:
+    """Make a value tree of the names and classes that the layouts look for, in places where they do not belong."""
+
+    def below() -> list[Any]:
+        return [grow(random, depth - 1) for _ in range(random.randrange(4))]
+
+    def mapping() -> DictNode:
+        names = [*random.sample(NAMES.split(), 4), "", 7]
+        return DictNode(list(zip(random.sample(names, 4), below(), strict=False)))
+
+    def foreign() -> Stub:
+        state = random.choice([mapping(), None, (None, mapping()), 3])
+        return Stub(stub(random.choice(CLASSES)).ref, args=tuple(below()), state=state, pairs=mapping().pairs)
+
+    if depth == 0:
+        return random.choice(LEAVES)
+    kinds = (mapping, mapping, below, lambda: tuple(below()), foreign, lambda: random.choice(LEAVES))
+    return random.choice(kinds)()
+
+
+@pytest.mark.parametrize("selector", ["main", "ema", "raw", "model", "a.w", "0.model"])
+def test_any_content_is_described_or_refused(selector: str) -> None:
+    for seed in range(300):
+        describe_or_refuse(grow(Random(seed)), selector)
+
+
+def describe_or_refuse(root: Any, selector: str) -> None:
+    made = checkpoint(root)
+    selection = select(made, selector)
+    assert (selection.chosen is None) == (selection.refusal is not None)
+    assert read_training(made, selection) is not None
+    if selection.chosen is not None:
+        try:
+            made_plan = plan_keys(selection.chosen, selection.producer)
+        except PlanRefused:
+            return
+        assert [move.source for move in made_plan.moves] == list(selection.chosen.entries)
