@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ def worst(*statuses: Status) -> Status:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and give its exit status; every refusal becomes one sentence on stderr."""
     signal.signal(signal.SIGTERM, _stop)
+    collecting = gc.isenabled()
+    gc.disable()  # a description is many small values, none of them garbage before the process ends
     try:
         status = _run(argv)
         sys.stdout.flush()
@@ -35,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         # The reader has gone; pointing stdout elsewhere keeps the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    finally:
+        if collecting:
+            gc.enable()
     return status
 
 

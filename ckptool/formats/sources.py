@@ -7,14 +7,8 @@ from collections.abc import Iterator
 
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
+from ckptool.model.checksums import crc32
 from ckptool.model.sources import CHUNK_BYTES, FileRange
-
-try:
-    from isal.isal_zlib import crc32
-except ImportError:  # no wheel for this machine: the same checksum, five times slower
-    from zlib import crc32
-
-__all__ = ["DeflatedRecord", "MemorySource", "StoredRange", "crc32"]
 
 
 class _FileSource:

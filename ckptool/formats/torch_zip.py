@@ -15,9 +15,9 @@ from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, read_pickle
 from ckptool.formats.sniff import explain_archive
-from ckptool.formats.sources import crc32
 from ckptool.formats.zip import DEFLATED, Record, read_archive
 from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.checksums import crc32
 from ckptool.model.values import Storage
 
 LARGEST_PICKLE = 512 << 20

@@ -62,7 +62,8 @@ class Conversion:
 
     ``state_dict`` and ``role`` say which state dict was taken. ``moves`` are all its keys; ``dropped`` lists what did
     not make it into the output, keys and other content; ``flattened`` the foreign objects of which the fields are kept
-    as plain data. ``source_bytes`` and ``target_bytes`` are file sizes (of the tensors alone in a dry run). ``digest`` is that of the written tensors, where asked for.
+    as plain data. ``source_bytes`` and ``target_bytes`` are file sizes (of the tensors alone in a dry run).
+    ``digest`` is that of the written tensors, where asked for.
     """
 
     source: Path
