@@ -76,7 +76,7 @@ def explain(report: LoadReport) -> str:
     """Say in one sentence why a file does not fit a model, and what would."""
     if not report.matched:
         wrong = [f'"{item.name}" is {item.file} instead of {item.model}' for item in report.mismatched[:1]]
-        closest = f" ({wrong[0]})" if wrong else f" (the model asks for {quoted(report.missing)})"
+        closest = f" ({wrong[0]})" if wrong else f" (it asks for {quoted(report.missing)})" if report.missing else ""
         return (
             f"{report.source}: none of its tensors fits the model{closest}; nothing was loaded: is it the same model?"
         )
