@@ -7,6 +7,7 @@ A value is one of: None, bool, int, float, complex, str, bytes, list, tuple, ``D
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,15 @@ class Storage:
     nbytes: int
     location: str = "cpu"
     big_endian: bool = False
+
+
+@functools.lru_cache(maxsize=4096)  # a network has many tensors, and few shapes
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Give the strides of a contiguous tensor as torch computes them, in elements."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return tuple(reversed(strides)) if shape else ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +75,8 @@ class TensorSpec:
     @property
     def is_contiguous(self) -> bool:
         """Tell whether the elements lie row-major without gaps (dimensions of size 1 have no say)."""
+        if self.stride == _row_major(self.shape):
+            return True
         expected = 1
         for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
             if size == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from fnmatch import translate
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ckptool.errors import PlanRefused
 from ckptool.layouts import plan_keys, read_training, select
+from ckptool.model import dtypes
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import (
     DTypeShare,
@@ -69,6 +71,7 @@ def describe(
     plan, keys = _plan(selection, options)
     named = _named(checkpoint, selection, plan)
     rows = [TensorRow(key, source, _dtype_name(tensor), tensor.shape, tensor.nbytes) for key, source, tensor in named]
+    tied = {candidate: _tied(candidate.tensors) for candidate in selection.candidates}
     clean = [row for row in rows if row.key is not None]
     tree = grow(clean)
     training = _plain(read_training(checkpoint, selection))
@@ -81,11 +84,11 @@ def describe(
         metadata=checkpoint.metadata,
         producer=selection.producer,
         disk=disk_use(checkpoint, selection.candidates),
-        state_dicts=tuple(_summarise(candidate, selection) for candidate in selection.candidates),
+        state_dicts=tuple(_summarise(candidate, names, selection) for candidate, names in tied.items()),
         keys=keys,
         training=training,
         hyper_parameters=to_plain(training.hyper_parameters),
-        ties=tuple(_tied([(name.key, name.tensor) for name in named if name.key is not None])),
+        ties=_ties(tied.get(selection.chosen, ()) if selection.chosen else (), named),
         safety=safety,
         architecture=preview(clean, tree, checkpoint.format != "safetensors") if plan else None,
         notes=_notes(checkpoint, selection, plan),
@@ -209,54 +212,66 @@ def _matcher(globs: Iterable[str]) -> Callable[[str], Any]:
     return re.compile("|".join(map(translate, globs))).match
 
 
-def _summarise(candidate: StateDict, selection: Selection) -> StateDictSummary:
+def _summarise(candidate: StateDict, tied: Sequence[tuple[str, ...]], selection: Selection) -> StateDictSummary:
     tensors = candidate.tensors
-    repeated = {name for names in _tied(tensors.items()) for name in names[1:]}
-    distinct = {key: tensor for key, tensor in tensors.items() if key not in repeated} if repeated else tensors
-    trained = [tensor for key, tensor in distinct.items() if key.rpartition(".")[2] not in _BUFFERS]
     shares = _dtype_shares(tensors.values())
+    repeated = {name for names in tied for name in names[1:]}
+    trained = [
+        tensor.shape
+        for key, tensor in tensors.items()
+        if key not in repeated and key.rpartition(".")[2] not in _BUFFERS and tensor.shape is not None
+    ]
     return StateDictSummary(
         path=candidate.name,
         role=candidate.role,
         selected=candidate is selection.chosen,
         reason=candidate.reason,
         tensors=len(tensors),
-        parameters=sum(map(_elements, trained)),
+        parameters=sum([count * math.prod(shape) for shape, count in Counter(trained).items()]),
         elements=sum([share.elements for share in shares]),
-        nbytes=sum([tensor.nbytes for tensor in distinct.values()])
-        if repeated
-        else sum([share.nbytes for share in shares]),
+        nbytes=sum([share.nbytes for share in shares]) - sum([tensors[key].nbytes for key in repeated]),
         dtypes=shares,
     )
 
 
-def _tied(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, ...]]:
+def _tied(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
     """Group the names of the very same tensor; an empty tensor is only itself."""
-    by_storage: dict[int, list[tuple[str, TensorSpec]]] = {}
-    for name, tensor in named:
-        if isinstance(tensor, TensorSpec):
-            by_storage.setdefault(id(tensor.storage), []).append((name, tensor))
+    storages = [id(tensor.storage) for tensor in tensors.values() if isinstance(tensor, TensorSpec)]
+    if len(set(storages)) == len(storages):
+        return []
+    shared = {storage for storage, count in Counter(storages).items() if count > 1}
     groups: dict[Any, list[str]] = {}
-    for shared in by_storage.values():
-        if len(shared) > 1:
-            for name, tensor in shared:
-                groups.setdefault(tensor.view_key if tensor.numel else id(tensor), []).append(name)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, TensorSpec) and id(tensor.storage) in shared and tensor.numel:
+            groups.setdefault(tensor.view_key, []).append(name)
     return [tuple(names) for names in groups.values() if len(names) > 1]
 
 
-def _elements(tensor: Tensor) -> int:
-    return 0 if tensor.shape is None else math.prod(tensor.shape)
+def _ties(tied: Iterable[tuple[str, ...]], named: Iterable[_Named]) -> tuple[tuple[str, ...], ...]:
+    """Give tied names as they will be, without those that go."""
+    clean = {name.source: name.key for name in named} if tied else {}
+    groups = [tuple([key for key in map(clean.get, names) if key is not None]) for names in tied]
+    return tuple([names for names in groups if len(names) > 1])
 
 
 def _dtype_shares(tensors: Iterable[Tensor]) -> tuple[DTypeShare, ...]:
+    """Sum up by element type; tensors of one type and shape are counted before they are multiplied."""
+    alike = Counter([(_dtype_name(tensor), tensor.shape, _opaque_bytes(tensor)) for tensor in tensors])
     groups: dict[str, list[int]] = {}
-    for tensor in tensors:
-        group = groups.setdefault(_dtype_name(tensor), [0, 0, 0])
-        group[0] += 1
-        group[1] += _elements(tensor)
-        group[2] += tensor.nbytes
+    for (name, shape, opaque_bytes), count in alike.items():
+        elements = 0 if shape is None else math.prod(shape)
+        nbytes = elements * dtypes.BY_NAME[name].itemsize if opaque_bytes is None else opaque_bytes
+        group = groups.setdefault(name, [0, 0, 0])
+        group[0] += count
+        group[1] += count * elements
+        group[2] += count * nbytes
     shares = [DTypeShare(name, *counts) for name, counts in groups.items()]
     return tuple(sorted(shares, key=lambda share: -share.nbytes))
+
+
+def _opaque_bytes(tensor: Tensor) -> int | None:
+    """Give the size in bytes of what is no dense array; None where dtype and shape tell it."""
+    return None if isinstance(tensor, TensorSpec) else tensor.nbytes
 
 
 def _notes(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> tuple[Note, ...]:

@@ -25,8 +25,8 @@ def disk_use(checkpoint: Checkpoint, candidates: Iterable[StateDict]) -> DiskUse
         tally.visit_entries(state_dict, node_at(checkpoint.root, state_dict.path))
     tally.visit(checkpoint.root, "other")
     counted = tally.shown_bytes()
-    stored = {storage for storage, _ in tally.shown.values()} | set(checkpoint.storages)
-    hidden = sum(storage.nbytes for storage in stored) - sum(counted.values())
+    stored = {*tally.shown, *checkpoint.storages}
+    hidden = sum([storage.nbytes for storage in stored]) - sum(counted.values())
     named = counted["weights"] + counted["ema"] + counted["optimizer"]
     rest = max(checkpoint.file_bytes - named - hidden, 0)
     return DiskUse(counted["weights"], counted["ema"], counted["optimizer"], rest, hidden)
@@ -37,8 +37,8 @@ class _Tally:
     """Collect the views of every storage; the first group to show a storage owns it."""
 
     seen: set[int] = field(default_factory=set)
-    shown: dict[int, tuple[Storage, list[TensorSpec]]] = field(default_factory=dict)
-    owner: dict[int, Group] = field(default_factory=dict)
+    shown: dict[Storage, list[TensorSpec]] = field(default_factory=dict)
+    owner: dict[Storage, Group] = field(default_factory=dict)
 
     def visit_entries(self, state_dict: StateDict, node: Any) -> None:
         """Visit a state dict, and spare the walk through the whole file the way through its ``node``."""
@@ -67,19 +67,18 @@ class _Tally:
             stack.extend((child, group) for _, child in children(value) if not isinstance(child, _PLAIN))
 
     def _show(self, spec: TensorSpec, group: Group) -> None:
-        self.seen.add(id(spec))
-        key = id(spec.storage)
-        if key in self.shown:
-            self.shown[key][1].append(spec)
+        views = self.shown.get(spec.storage)
+        if views is None:
+            self.shown[spec.storage] = [spec]
+            self.owner[spec.storage] = group
         else:
-            self.shown[key] = (spec.storage, [spec])
-            self.owner[key] = group
+            views.append(spec)
 
     def shown_bytes(self) -> dict[Group, int]:
         """Count the bytes that the tensors of each group show."""
         counted: dict[Group, int] = {"weights": 0, "ema": 0, "optimizer": 0, "other": 0}
-        for key, (storage, specs) in self.shown.items():
-            counted[self.owner[key]] += _covered(storage, specs)
+        for storage, specs in self.shown.items():
+            counted[self.owner[storage]] += _covered(storage, specs)
         return counted
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from ckptool.model.inspection import Architecture, Layer, ModuleNode, TensorRow
-from ckptool.operations.module_tree import Branch, elements_of, is_number
+from ckptool.operations.module_tree import Branch, is_number
 
 # What a weight with so many dimensions belongs to, in torch.nn.
 _KIND_BY_DIMENSIONS = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
@@ -139,7 +140,8 @@ def _span(numbers: list[str]) -> str:
 
 def _sum_up(name: str, repeats: int, branch: Branch) -> ModuleNode:
     rows = list(_leaves(branch))
-    return ModuleNode(name, repeats, len(rows), sum(elements_of(row) for row in rows), sum(row.nbytes for row in rows))
+    elements = sum([math.prod(row.shape) for row in rows if row.shape is not None])
+    return ModuleNode(name, repeats, len(rows), elements, sum([row.nbytes for row in rows]))
 
 
 def _leaves(branch: Branch) -> Iterable[TensorRow]:
