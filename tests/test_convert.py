@@ -32,7 +32,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert list(sorted(found)) == list(sorted(expected))
+    assert sorted(found) == sorted(expected)
     different = [name for name in expected if not same(found[name], expected[name])]
     assert not different
 
@@ -123,6 +123,29 @@ def test_digits_as_safetensors_carry_their_facts(run, tmp_path):
     assert run("convert", DIGITS, out, "--no-metadata", "--force").status == 0
     with safe_open(out, "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_facts_are_read_back_from_the_metadata(run, tmp_path):
+    out, again = tmp_path / "digits.safetensors", tmp_path / "again.safetensors"
+    assert run("convert", DIGITS, out).status == 0
+    before, after = (json.loads(run("inspect", path, "--json").out) for path in (DIGITS, out))
+    assert after["hyper_parameters"] == before["hyper_parameters"]
+    for name in ("epoch", "global_step", "metrics", "learning_rate", "optimizer", "versions"):
+        assert after["training"][name] == before["training"][name]
+    assert after["training"]["compiled"]["value"] is True
+    assert run("convert", out, again).status == 0
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_second_copy_in_the_same_mapping_is_listed(run, tmp_path):
+    state = {"model.w": torch.ones(2), "ema_model.w": torch.zeros(2)}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.6", "epoch": 1}, tmp_path / "in.ckpt")
+    for weights, value, left in (("main", 1, "ema_model.w"), ("ema", 0, "model.w")):
+        ran = run("convert", tmp_path / "in.ckpt", tmp_path / f"{weights}.pt", "--weights", weights, "--json")
+        assert ran.status == 0, ran.err
+        assert left in {dropped["name"] for dropped in json.loads(ran.out)["dropped"]}
+        assert load(tmp_path / f"{weights}.pt")["w"].tolist() == [value, value]
+    assert run("convert", tmp_path / "in.ckpt", tmp_path / "no.pt", "--weights", "ema", "--keep-rest").status == 2
 
 
 def test_wrong_strip_is_repaired(run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ckptool.layouts.carried import carried_training
 from ckptool.layouts.hyperparameters import read_hyper_parameters
 from ckptool.layouts.producers import lookup
 from ckptool.layouts.scalars import number
@@ -99,6 +100,9 @@ def read_training(checkpoint: Checkpoint, selection: Selection) -> Training:
 
     Scores are read out of tensors of one element; the weights are not read.
     """
+    carried = carried_training(checkpoint.metadata)
+    if carried is not None:
+        return carried
     root = checkpoint.root
     settings, sources = read_hyper_parameters(root)
     optimizer_path, group = _param_group(root)

@@ -8,6 +8,17 @@ from typing import Any
 
 from ckptool.model.values import DictNode
 
+# The text metadata under which a conversion to safetensors carries facts over, as JSON.
+CARRIED_TRAINING = "ckptool.training"
+CARRIED_HYPER_PARAMETERS = "ckptool.hyper_parameters"
+
+# The fields of ``Training`` that hold one fact, and those that hold facts by name.
+SINGLE_FACTS = (
+    *("epoch", "global_step", "monitor", "mode", "learning_rate"),
+    *("optimizer", "compiled", "strategy", "ema"),
+)
+FACT_TABLES = ("metrics", "versions")
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:

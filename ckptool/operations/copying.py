@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptool.errors import UnsupportedTensor
+from ckptool.errors import OutputRefused, UnsupportedTensor
 from ckptool.layouts import node_at, rename_key, rename_module_path
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, OutputKind, Tie
@@ -216,7 +216,13 @@ def _with_rest(
 ) -> tuple[Any, list[Dropped]]:
     if not (options.keep_rest or options.in_place):
         return clean, _beside(checkpoint, state_dict, frozenset())
-    rebuilder.replaced[id(node_at(checkpoint.root, state_dict.path))] = clean
+    node = node_at(checkpoint.root, state_dict.path)
+    if _unchosen(node, state_dict):
+        raise OutputRefused(
+            f"{checkpoint.path}: other weights lie in the same mapping as the chosen ones, so that the container cannot "
+            "be kept around these alone; write them without --keep-rest"
+        )
+    rebuilder.replaced[id(node)] = clean
     return rebuilder.rebuild(checkpoint.root), []
 
 
@@ -235,7 +241,17 @@ def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[st
             if key != step and name not in carried:
                 dropped.append(Dropped(name, BESIDE, _nbytes(value)))
         node = node_at(node, (step,))
-    return dropped
+    others = [
+        Dropped(key, "not among the chosen weights", _nbytes(value)) for key, value in _unchosen(node, state_dict)
+    ]
+    return [*dropped, *others]
+
+
+def _unchosen(node: Any, state_dict: StateDict) -> list[tuple[str, Any]]:
+    """List what lies in the same mapping as the chosen weights without being one of them (an EMA copy)."""
+    chosen = set(map(id, state_dict.entries.values()))
+    pairs = node.text_items().items() if isinstance(node, DictNode) else ()
+    return [(key, value) for key, value in pairs if id(value) not in chosen]
 
 
 def _nbytes(value: Any) -> int:
