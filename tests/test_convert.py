@@ -533,5 +533,5 @@ def test_safetensors_metadata_is_carried(run, tmp_path):
     save_file({"module.w": torch.ones(2)}, tmp_path / "in.safetensors", {"author": "me"})
     assert run("strip-prefixes", tmp_path / "in.safetensors", tmp_path / "out.safetensors").status == 0
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
-        assert file.metadata() == {"author": "me", "format": "pt"}
+        assert file.metadata() == {"author": "me", "format": "pt", "ckptool.training": '{"strategy":"ddp"}'}
         assert list(file.keys()) == ["w"]

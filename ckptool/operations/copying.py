@@ -219,8 +219,8 @@ def _with_rest(
     node = node_at(checkpoint.root, state_dict.path)
     if _unchosen(node, state_dict):
         raise OutputRefused(
-            f"{checkpoint.path}: other weights lie in the same mapping as the chosen ones, so that the container cannot "
-            "be kept around these alone; write them without --keep-rest"
+            f"{checkpoint.path}: other weights lie in the same mapping as the chosen ones, which therefore cannot keep "
+            "the rest of their container; write them without --keep-rest"
         )
     rebuilder.replaced[id(node)] = clean
     return rebuilder.rebuild(checkpoint.root), []
@@ -241,10 +241,8 @@ def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[st
             if key != step and name not in carried:
                 dropped.append(Dropped(name, BESIDE, _nbytes(value)))
         node = node_at(node, (step,))
-    others = [
-        Dropped(key, "not among the chosen weights", _nbytes(value)) for key, value in _unchosen(node, state_dict)
-    ]
-    return [*dropped, *others]
+    unchosen = _unchosen(node, state_dict)
+    return [*dropped, *(Dropped(key, "not among the chosen weights", _nbytes(value)) for key, value in unchosen)]
 
 
 def _unchosen(node: Any, state_dict: StateDict) -> list[tuple[str, Any]]:
