@@ -117,12 +117,14 @@ def test_long_text_keeps_its_ends_its_length_and_a_checksum() -> None:
         (0.1 + 0.2, 0.30000000000000004),
         (True, True),
         (None, None),
+        ([{"key": '}, {"key": '}, {"key": "}, {", "more": [{"key": "], ["}]}, {}], ...),
+        ([["], [", 1], ["}, {", 2]], ...),
         ("\x7f\x9b\u202e\ud800", "\x7f\x9b\u202e\ud800"),
     ],
 )
 def test_json_is_strict_and_exact(value: Any, read: Any) -> None:
     text = to_json({"field": value, "empty": []})
-    assert strictly(text) == {"field": read, "empty": []}
+    assert strictly(text) == {"field": value if read is ... else read, "empty": []}
     assert text.isascii()
     assert all(line.isprintable() for line in text.splitlines())
 

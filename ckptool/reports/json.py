@@ -30,7 +30,13 @@ def to_json(document: Mapping[str, Any]) -> str:
 def _field(value: Any) -> str:
     if not isinstance(value, list | tuple) or not value:
         return _encode(value)
-    return "[\n    " + ",\n    ".join(map(_encode, value)) + "\n  ]"
+    if not isinstance(value[0], Mapping) or not value[0]:
+        return "[\n    " + ",\n    ".join(map(_encode, value)) + "\n  ]"
+    # One call for the whole list is twice as fast. A bare quote before a letter opens a text and never ends one: what
+    # is looked for here stands between two items (or in a list below one, where a line break does no harm either).
+    opening = f'{{"{next(iter(value[0]))}": '
+    items = _encode(value)[1:-1].replace(f"}}, {opening}", f"}},\n    {opening}")
+    return f"[\n    {items}\n  ]"
 
 
 def _encode(value: Any) -> str:
