@@ -12,7 +12,7 @@ from ckptool.operations.module_tree import Branch, is_number
 # What a weight with so many dimensions belongs to, in torch.nn.
 _KIND_BY_DIMENSIONS = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 _LAYER_KINDS = frozenset({*_KIND_BY_DIMENSIONS.values(), "embedding"})
-_EMBEDDING = re.compile(r"(^|[._])(emb|embed\w*|wte|wpe|word_embeddings|token_emb\w*)($|[._\d])", re.IGNORECASE)
+_EMBEDDING = re.compile(r"(^|[._])(emb|embed\w*|wte|wpe|word_embeddings|token_emb\w*)($|[._\d])")
 _CLASSIFIER = frozenset(
     {"classifier", "cls", "fc", "head", "heads", "last_linear", "linear", "logits", "out", "output", "pred"}
     | {"prediction", "predictions", "score"}
@@ -56,9 +56,14 @@ def _layer(module: str, shape: tuple[int, ...], names: set[str | None]) -> Layer
     if len(shape) == 1:
         kind = "batch norm" if f"{module}.running_mean" in names else "norm"
         return Layer(module, kind, shape[0], shape[0], shape)
-    if len(shape) == 2 and f"{module}.bias" not in names and _EMBEDDING.search(module):
+    if len(shape) == 2 and f"{module}.bias" not in names and _is_embedding(module.lower()):
         return Layer(module, "embedding", shape[0], shape[1], shape)
     return Layer(module, _KIND_BY_DIMENSIONS.get(len(shape), "other"), shape[1], shape[0], shape)
+
+
+def _is_embedding(module: str) -> bool:
+    # Looking for the letters first spares almost every layer the pattern.
+    return ("emb" in module or "wte" in module or "wpe" in module) and _EMBEDDING.search(module) is not None
 
 
 def _count(kinds: Iterable[str]) -> Mapping[str, int]:
@@ -79,10 +84,9 @@ def _heads(layers: list[Layer]) -> list[Layer]:
 
 
 def _is_named(layer: Layer, names: frozenset[str]) -> bool:
-    segments = layer.name.split(".")
-    own = segments[-1]
+    above, _, own = layer.name.rpartition(".")
     # The last layer of ``classifier = Sequential(...)`` is called ``classifier.6``.
-    return own in names or (is_number(own) and len(segments) > 1 and segments[-2] in names)
+    return own in names or (is_number(own) and above.rpartition(".")[2] in names)
 
 
 def _only(layers: list[Layer]) -> Layer | None:
