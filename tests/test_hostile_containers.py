@@ -240,6 +240,10 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
             *("archive/data.pkl\0.txt", "", "archive//x", "\0"),
         )
     },
+    "C14 marked as a folder": (
+        lambda: archive(edited("data/0", central={"attributes": 0x10})),
+        "the record 'archive/data/0' is marked as a folder",
+    ),
     "C15 two roots": (
         lambda: archive(good(Entry("other/data/1", b"x"))),
         "the archive has more than one folder: 'archive' and 'other'",
@@ -383,6 +387,16 @@ def test_a_later_error_still_tells_the_globals(tmp_path: Path) -> None:
     error = refusal(tmp_path, legacy([Call(), Rebuilt(named("0", 4, torch.FloatStorage, "cpu", None))], [], []))
     assert "the list of storages is not that of the tensors" in str(error)
     assert "dangerous" in {use.ref.severity for use in error.globals}
+
+
+@pytest.mark.parametrize("filler", [b"", bytes(300), b"junk"], ids=["next", "zeros", "junk"])
+def test_a_pickle_behind_the_pickle_tells_its_globals(tmp_path: Path, filler: bytes) -> None:
+    """A15: torch never reads it, and nobody may hide anything in it."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(archived(GOOD | {"archive/data.pkl": GOOD["archive/data.pkl"] + filler + pickled(Call())}))
+    with open_checkpoint(path) as checkpoint:
+        assert [finding.code for finding in checkpoint.findings] == ["trailing-bytes"]
+        assert "dangerous" in {use.ref.severity for use in checkpoint.globals}
 
 
 def test_a_record_that_expands_too_far_is_stopped(tmp_path: Path) -> None:

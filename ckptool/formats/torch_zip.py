@@ -13,7 +13,7 @@ from typing import Any
 
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
-from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, read_pickle
+from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, read_pickle, scan_rest
 from ckptool.formats.sniff import explain_archive
 from ckptool.formats.zip import DEFLATED, Record, read_archive
 from ckptool.model.checkpoint import Checkpoint, Finding, Member
@@ -132,6 +132,7 @@ def _unpickle(file: InputFile, record: Record, table: _StorageTable, log: Global
         raise (_mismatch(record, log) if damaged else error) from error
     if damaged:
         raise _mismatch(record, log)
+    scan_rest(data, label="data.pkl", log=log, start=unpickled.end)
     return unpickled.value
 
 

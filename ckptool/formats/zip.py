@@ -51,6 +51,8 @@ _KNOWN_FLAGS = 1 << 1 | 1 << 2 | _HAS_DESCRIPTOR | _IS_UTF8
 _ZIP64_EXTRA = 0x0001
 _UNICODE_PATH_EXTRA = 0x7075
 _MADE_ON_UNIX = 3
+# Set for a folder; torch then reads nothing for the record and hands out uninitialised memory.
+_IS_FOLDER = 0x10
 
 _METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 99: "an encryption"}
 _FORBIDDEN_NAME = re.compile(r"\\|\0|^/|^[A-Za-z]:/|//|(?:^|/)\.{1,2}(?:/|$)|^$")
@@ -245,6 +247,8 @@ def _read_entry(directory: bytes, at: int) -> tuple[_Entry, int]:
         _check_unicode_path(raw_name, extras, name)
     if flags & ~_KNOWN_FLAGS or disk or method not in (STORED, DEFLATED) or (method == STORED and stored != nbytes):
         raise _refuse_entry(name, flags, method, disk)
+    if attributes & _IS_FOLDER and not name.endswith("/"):
+        raise _inconsistent(f"the record {name!r:.100} is marked as a folder")
     is_link = made_by >> 8 == _MADE_ON_UNIX and stat.S_ISLNK(attributes >> 16)
     return _Entry(name, raw_name, flags, method, crc, stored, nbytes, header, is_link), after
 
