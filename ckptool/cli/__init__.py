@@ -45,14 +45,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    from ckptool.cli import inspect, writing  # noqa: F401 - importing a command registers it
     from ckptool.cli.app import app
 
+    _import_commands(set(sys.argv[1:] if argv is None else argv))
     try:
         app(args=argv, prog_name="ckptool")
     except SystemExit as exit_request:
         return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
     return Status.DONE
+
+
+def _import_commands(words: set[str]) -> None:
+    """Import what registers the commands that are named, or all of them where none is (help, a misspelling)."""
+    writing = {"strip-prefixes", "convert"}
+    everything = not words & {"inspect", *writing}
+    if everything or "inspect" in words:
+        import ckptool.cli.inspect
+    if everything or words & writing:
+        import ckptool.cli.writing  # noqa: F401
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

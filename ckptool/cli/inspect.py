@@ -42,7 +42,7 @@ class ListOptions:
 def inspect(
     paths: options.Paths, choice: options.ChoiceOptions, lists: ListOptions, view: options.AnswerOptions
 ) -> Status:
-    """Say what a checkpoint holds, what its clean keys are, and what to beware of.
+    """Say what a checkpoint holds, and what its clean keys are.
 
     Reads the description alone, no tensor, and runs nothing; on a terminal for people, piped as tab-separated lines.
     """

@@ -32,7 +32,7 @@ def strip_prefixes(
     writing: options.WritingOptions,
     view: options.AnswerOptions,
 ) -> Status:
-    """Write a checkpoint under clean keys, in the kind of container it came in.
+    """Write a checkpoint under clean keys, as the same kind of file.
 
     Removes what training wrapped around the model (torch.compile, DDP, FSDP, Lightning ...), by path segment and
     only on evidence; refuses where two answers are possible, and says which option settles it.
@@ -49,7 +49,7 @@ def convert(
     view: options.AnswerOptions,
     to: _To = None,
 ) -> Status:
-    """Write a checkpoint as one clean .safetensors or .pt file.
+    """Write one clean .safetensors or .pt file.
 
     Keys are cleaned as strip-prefixes cleans them; --keep-prefixes leaves them. Training facts and hyperparameters
     go along as text in the metadata of a safetensors file.
