@@ -56,6 +56,7 @@ def refusal(tmp_path: Path, data: bytes) -> UnreadableCheckpoint:
     with pytest.raises(UnreadableCheckpoint) as refused:
         open_checkpoint(path)
     assert str(refused.value).startswith(f"{path}: ")
+    assert str(refused.value).count(str(path)) == 1
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 500
     return refused.value
@@ -155,6 +156,18 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "C7 pickle bomb": (
         lambda: archive([deflated("archive/data.pkl", bytes(60 << 20)), *good()[1:]]),
         "declares 62,914,560 bytes, more than are read",
+    ),
+    "C7 damaged pickle": (
+        lambda: archive([deflated("archive/data.pkl", b"x" * 99, crc=0, size=98), *good()[1:]]),
+        "it expands beyond the size it declares",
+    ),
+    "C7 damaged version": (
+        lambda: archive([*good()[:-1], deflated("archive/version", b"3\n", size=3)]),
+        "do not give the size it declares",
+    ),
+    "C6 checksum of the version": (
+        lambda: archive(edited("version", both={"crc": 1})),
+        "archive/version: its bytes do not match their stored checksum",
     ),
     "C9 overlap": (overlapping, "two records overlap"),
     "C9 quoted overlap": (quoted_overlap, "two records overlap"),

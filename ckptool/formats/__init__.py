@@ -35,7 +35,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise UnreadableCheckpoint(explain_folder(path))
         return _read(open_file(path))
     except UnreadableCheckpoint as error:
-        error.args = (f"{path}: {error}",)
+        if not str(error).startswith(f"{path}: "):  # a source of bytes names its file itself
+            error.args = (f"{path}: {error}",)
         raise
 
 

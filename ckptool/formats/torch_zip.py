@@ -58,13 +58,13 @@ def read_torch_zip(file: InputFile) -> Checkpoint:
     table = _StorageTable(file, records, f"{root}/data/", big_endian=facts.get("byteorder") == "big")
     log = GlobalLog()
     value = _unpickle(file, records[f"{root}/data.pkl"], table, log)
-    storages = table.all()
+    used, unused = table.used(), table.unused()
     findings = (
         *archive.findings,
         *log.findings,
         *_fact_findings(facts),
-        *_storage_findings(storages, table.unused()),
-        *_extra_findings(_extra_names(records, root)),
+        *_storage_findings(used, unused),
+        *_extra_findings(_extra_names(table.left_over(), root)),
     )
     return Checkpoint(
         path=file.path,
@@ -72,7 +72,7 @@ def read_torch_zip(file: InputFile) -> Checkpoint:
         file_bytes=file.size,
         root=value,
         file=file,
-        storages=storages,
+        storages=(*used, *unused),
         globals=log.uses(),
         findings=findings,
         members=tuple(Member(record.name, record.stored_bytes) for record in records.values()),
@@ -184,28 +184,25 @@ class _StorageTable:
         storage = Storage(key, record.open(self._file), record.nbytes, location, self._big_endian)
         return PickledStorage(storage, kind.dtype, 0, numel)
 
-    def unused(self) -> list[Record]:
-        """List the storage records that the pickle does not name."""
-        used = {self._prefix + key for key in self._loaded}
+    def unused(self) -> list[Storage]:
+        """List the storages that the pickle does not name."""
+        at = len(self._prefix)
         return [
-            record
-            for name, record in self._records.items()
-            if name.startswith(self._prefix) and name not in used and _KEY.fullmatch(name[len(self._prefix) :])
+            Storage(
+                name[at:], self._records[name].open(self._file), self._records[name].nbytes, big_endian=self._big_endian
+            )
+            for name in self.left_over()
+            if name.startswith(self._prefix) and _KEY.fullmatch(name, at)
         ]
 
-    def all(self) -> tuple[Storage, ...]:
-        """List every storage: those the pickle names, in its order, then the rest."""
-        named = [loaded.storage for _, loaded in self._loaded.values()]
-        unnamed = [
-            Storage(
-                record.name.removeprefix(self._prefix),
-                record.open(self._file),
-                record.nbytes,
-                big_endian=self._big_endian,
-            )
-            for record in self.unused()
-        ]
-        return (*named, *unnamed)
+    def used(self) -> list[Storage]:
+        """List the storages that the pickle names, in its order."""
+        return [loaded.storage for _, loaded in self._loaded.values()]
+
+    def left_over(self) -> list[str]:
+        """List the records that are no storage of the pickle's, in the order of the file."""
+        used = {self._prefix + key for key in self._loaded}
+        return [name for name in self._records if name not in used]
 
 
 def check_identifier(kind: Any, key: Any, location: Any, numel: Any) -> None:
@@ -230,19 +227,19 @@ def _fact_findings(facts: dict[str, str]) -> Iterable[Finding]:
         )
 
 
-def _storage_findings(storages: Iterable[Storage], unused: list[Record]) -> Iterable[Finding]:
-    unchecked = sum(storage.nbytes > 0 and storage.source.crc32 is None for storage in storages)
+def _storage_findings(used: list[Storage], unused: list[Storage]) -> Iterable[Finding]:
+    unchecked = sum(storage.source.crc32 is None and storage.nbytes > 0 for storage in used)
     if unchecked:
         yield Finding("no-checksums", f"{unchecked} storages were written without a checksum: damage goes unnoticed")
     if unused:
-        names = [record.name for record in unused]
-        yield Finding("unreferenced-storage", f"no tensor uses {len(names)} storages: {_some(names)}")
+        keys = [storage.key for storage in unused]
+        yield Finding("unreferenced-storage", f"no tensor uses {len(keys)} storages: {_some(keys)}")
 
 
-def _extra_names(records: Iterable[str], root: str) -> list[str]:
+def _extra_names(names: Iterable[str], root: str) -> list[str]:
     """List the records that torch.save does not write."""
-    names = {name.removeprefix(f"{root}/") for name in records} - _OWN_RECORDS
-    return sorted(name for name in names if not name.startswith("data/") or not _KEY.fullmatch(name[len("data/") :]))
+    within = {name.removeprefix(f"{root}/") for name in names} - _OWN_RECORDS
+    return sorted(name for name in within if not name.startswith("data/") or not _KEY.fullmatch(name, len("data/")))
 
 
 def _extra_findings(extras: list[str]) -> Iterable[Finding]:

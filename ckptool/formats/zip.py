@@ -11,6 +11,7 @@ import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from ckptool.errors import UnreadableCheckpoint
@@ -41,6 +42,7 @@ _IN_ZIP64 = 0xFFFFFFFF
 _MOST_ENTRIES = 1_000_000
 _LARGEST_DIRECTORY = 512 << 20
 _BLOCK_BYTES = 4096
+_NO_NUMBERS = bytes(12)
 
 _ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
 _HAS_DESCRIPTOR = 1 << 3
@@ -55,7 +57,9 @@ _MADE_ON_UNIX = 3
 _IS_FOLDER = 0x10
 
 _METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 99: "an encryption"}
-_FORBIDDEN_NAME = re.compile(r"\\|\0|^/|^[A-Za-z]:/|//|(?:^|/)\.{1,2}(?:/|$)|^$")
+# What no record name may hold, once every name stands between two NULs.
+_FORBIDDEN_PARTS = (*("\\", "//", "\0/", "\0\0", "/../", "/./", "\0../", "\0./", "/..\0", "/.\0", "\0..\0", "\0.\0"),)
+_DRIVE = re.compile(r"\0[A-Za-z]:/")
 
 _REZIP = "write the checkpoint anew with torch.save"
 _AGAIN = "get the file again"
@@ -96,10 +100,16 @@ class _End(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """Hold one entry of the central directory."""
+    """Hold one entry of the central directory.
+
+    ``header_start`` is how its local header usually begins, ``descriptor`` how its descriptor is usually spelled; both
+    are empty where a size takes 64 bits.
+    """
 
     name: str
     raw_name: bytes
+    header_start: bytes
+    descriptor: bytes
     flags: int
     method: int
     crc32: int
@@ -241,6 +251,9 @@ def _read_entry(directory: bytes, at: int) -> tuple[_Entry, int]:
         raise _inconsistent("its directory has a damaged entry")
     raw_name = directory[at + _CENTRAL.size : name_end]
     name = _decode_name(raw_name, flags)
+    header_start = descriptor = b""
+    if stored != _IN_ZIP64 != nbytes:
+        header_start, descriptor = _usual_spelling(directory, at, flags)
     if extra_size or stored == _IN_ZIP64 or nbytes == _IN_ZIP64 or header == _IN_ZIP64:
         extras = _read_extras(directory[name_end:extra_end], name)
         nbytes, stored, header = _widen((nbytes, stored, header), extras, name)
@@ -250,7 +263,15 @@ def _read_entry(directory: bytes, at: int) -> tuple[_Entry, int]:
     if attributes & _IS_FOLDER and not name.endswith("/"):
         raise _inconsistent(f"the record {name!r:.100} is marked as a folder")
     is_link = made_by >> 8 == _MADE_ON_UNIX and stat.S_ISLNK(attributes >> 16)
-    return _Entry(name, raw_name, flags, method, crc, stored, nbytes, header, is_link), after
+    return _Entry(name, raw_name, header_start, descriptor, flags, method, crc, stored, nbytes, header, is_link), after
+
+
+def _usual_spelling(directory: bytes, at: int, flags: int) -> tuple[bytes, bytes]:
+    """Spell the local header up to its extra field's length, and the descriptor, as a central entry suggests them."""
+    numbers = directory[at + 16 : at + 28]
+    local_numbers = _NO_NUMBERS if flags & _HAS_DESCRIPTOR else numbers
+    header_start = LOCAL_SIGNATURE + directory[at + 6 : at + 16] + local_numbers + directory[at + 28 : at + 30]
+    return header_start, _DESCRIPTOR_SIGNATURE + numbers
 
 
 def _refuse_entry(name: str, flags: int, method: int, disk: int) -> UnreadableCheckpoint:
@@ -301,20 +322,29 @@ def _check_unicode_path(raw_name: bytes, extras: dict[int, bytes], name: str) ->
         raise UnreadableCheckpoint(f"the record {name!r:.100} has a second, different name; {_REZIP}")
 
 
-def _check_names(entries: Iterable[_Entry]) -> None:
+def _check_names(entries: list[_Entry]) -> None:
     """Refuse what two readers could look up differently: torch ignores case and stops at a NUL."""
+    # All names at once, because a search in one long text costs less than a million short ones.
+    listing = "\0".join(["", *(entry.name for entry in entries), ""])
+    is_plain = listing.count("\0") == len(entries) + 1 and not any(part in listing for part in _FORBIDDEN_PARTS)
+    if not is_plain or _DRIVE.search(listing) or len(set(listing.lower().split("\0"))) != len(entries) + 1:
+        _refuse_names(entries)
+
+
+def _refuse_names(entries: Iterable[_Entry]) -> None:
+    """Say which name is at fault."""
     seen: dict[str, str] = {}
     for entry in entries:
-        if _FORBIDDEN_NAME.search(entry.name):
-            raise UnreadableCheckpoint(f"the record name {entry.name!r:.100} is not a plain path; {_REZIP}")
-        key = entry.name.lower()
-        twin = seen.get(key)
-        seen[key] = entry.name
-        if twin is not None:
-            how = "twice" if twin == entry.name else f"beside {twin!r:.100}, and torch ignores case"
+        name, key = entry.name, entry.name.lower()
+        listing = f"\0{name}\0"
+        if "\0" in name or _DRIVE.search(listing) or any(part in listing for part in _FORBIDDEN_PARTS):
+            raise UnreadableCheckpoint(f"the record name {name!r:.100} is not a plain path; {_REZIP}")
+        if key in seen:
+            how = "twice" if seen[key] == name else f"beside {seen[key]!r:.100}, and torch ignores case"
             raise UnreadableCheckpoint(
-                f"the zip archive is ambiguous: it holds the record {entry.name!r:.100} {how}; {_REZIP}"
+                f"the zip archive is ambiguous: it holds the record {name!r:.100} {how}; {_REZIP}"
             )
+        seen[key] = name
 
 
 def _check_expansion(records: Iterable[Record], file_bytes: int) -> None:
@@ -350,7 +380,7 @@ def _locate(file: InputFile, entries: list[_Entry], end: _End) -> tuple[list[Rec
     window = _Window(file)
     records: list[Record] = []
     unlisted = position = 0
-    for entry in sorted(entries, key=_by_header):
+    for entry in sorted(entries, key=attrgetter("header")):
         unlisted += _check_gap(window, position, entry.header, is_first=not records)
         offset = _read_local(window, entry, end)
         position = offset + entry.stored_bytes
@@ -363,10 +393,6 @@ def _locate(file: InputFile, entries: list[_Entry], end: _End) -> tuple[list[Rec
     if not unlisted:
         return records, []
     return records, [Finding("unlisted-bytes", f"{unlisted:,} bytes of the archive belong to no record")]
-
-
-def _by_header(entry: _Entry) -> int:
-    return entry.header
 
 
 def _check_gap(window: _Window, position: int, header: int, *, is_first: bool) -> int:
@@ -389,23 +415,23 @@ def _read_local(window: _Window, entry: _Entry, end: _End) -> int:
     if name_at + len(entry.raw_name) > end.offset:
         raise _inconsistent(f"the record {entry.name!r:.100} begins outside the archive")
     data = window.read(entry.header, _LOCAL.size + len(entry.raw_name))
-    signature, _, flags, method, _, _, crc, stored, nbytes, name_size, extra_size = _LOCAL.unpack_from(data)
-    same = (
-        signature == LOCAL_SIGNATURE
-        and flags == entry.flags
-        and method == entry.method
-        and name_size == len(entry.raw_name)
-        and data[_LOCAL.size :] == entry.raw_name
-    )
-    extra_at: int = name_at + name_size
-    if not same or extra_at + extra_size > end.offset:
+    size = int.from_bytes(data[_LOCAL.size - 2 : _LOCAL.size], "little")
+    offset = name_at + len(entry.raw_name) + size
+    same_name = data[_LOCAL.size :] == entry.raw_name
+    if offset > end.offset or not same_name or (data[:28] != entry.header_start and not _is_alike(window, entry, data)):
         raise _inconsistent(f"the record {entry.name!r:.100} has another header than the directory says")
-    if not (crc == stored == nbytes == 0 and flags & _HAS_DESCRIPTOR):
-        if _IN_ZIP64 in (stored, nbytes):
-            extras = _read_extras(window.read(extra_at, extra_size), entry.name)
-            nbytes, stored = _widen_local((nbytes, stored), extras, entry)
-        _check_local_numbers(entry, crc, stored, nbytes)
-    return extra_at + int(extra_size)
+    return offset
+
+
+def _is_alike(window: _Window, entry: _Entry, data: bytes) -> bool:
+    """Compare a local header field by field: its version and time may differ, its numbers may be 64 bits wide."""
+    signature, _, flags, method, _, _, crc, stored, nbytes, name_size, extra_size = _LOCAL.unpack_from(data)
+    if _IN_ZIP64 in (stored, nbytes):
+        extra = window.read(entry.header + len(data), extra_size)
+        nbytes, stored = _widen_local((nbytes, stored), _read_extras(extra, entry.name), entry)
+    _check_local_numbers(entry, crc, stored, nbytes)
+    kept = (LOCAL_SIGNATURE, entry.flags, entry.method, len(entry.raw_name))
+    return (signature, flags, method, name_size) == kept
 
 
 def _widen_local(narrow: tuple[int, int], extras: dict[int, bytes], entry: _Entry) -> tuple[int, ...]:
@@ -427,8 +453,10 @@ def _check_local_numbers(entry: _Entry, crc: int, stored: int, nbytes: int) -> N
 
 def _descriptor_size(window: _Window, entry: _Entry, position: int, end: _End) -> int:
     """Find the descriptor behind a payload in one of its four spellings; give its size in bytes."""
-    numbers = entry.crc32, entry.stored_bytes, entry.nbytes
     found = window.read(position, min(_DESCRIPTOR64.size, end.offset - position))
+    if entry.descriptor and found.startswith(entry.descriptor):
+        return _DESCRIPTOR.size
+    numbers = entry.crc32, entry.stored_bytes, entry.nbytes
     for layout in (_DESCRIPTOR, _DESCRIPTOR64):
         if layout is _DESCRIPTOR and max(numbers) > _IN_ZIP64:
             continue
