@@ -1,0 +1,140 @@
+"""What verify is asked for, and what it found: checks with evidence, and one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptool.model.loading import LoadReport
+from ckptool.model.plans import KeyOptions
+
+CheckStatus = Literal["pass", "warn", "fail", "skip", "inconclusive"]
+Verdict = Literal["pass", "fail", "inconclusive", "error"]
+Task = Literal["classification", "multilabel", "regression", "language", "embedding", "segmentation", "detection"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """State one thing that was looked at: a stable ``id``, what came out, one sentence, the numbers behind it.
+
+    ``message`` says what was seen, then the likely cause; ``advice`` is the next command or option, empty where nothing
+    is to be done.
+    """
+
+    id: str
+    status: CheckStatus
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Hold every number that a verdict depends on; each is named in the report and can be set.
+
+    ``mutual_information`` is normalised (0 to 1): below it, predictions do not tell inputs apart. ``share`` is that of
+    the most frequent class. ``dependence`` is the input-dependent share of the logits' energy: below it the output is
+    constant. ``untrained_warn`` and ``untrained_fail`` are shares of the parameters that look never trained.
+    ``least_inputs`` is the number of inputs from which on a verdict is given.
+    """
+
+    mutual_information: float = 0.05
+    share: float = 0.95
+    dependence: float = 1e-6
+    flat_confidence: float = 3.0
+    untrained_warn: float = 0.02
+    untrained_fail: float = 0.20
+    least_inputs: int = 32
+    coverage: float = 1.0
+    cross_entropy_fail: float = 0.9
+    cross_entropy_warn: float = 0.7
+    norm_outlier: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyOptions:
+    """Say what to verify against; each field is the command line's option of that name."""
+
+    weights: str = "main"
+    keys: KeyOptions = field(default_factory=KeyOptions)
+    model: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    app_dir: Path | None = None
+    trust_code: bool = False
+    as_is: bool = False
+    images: Path | None = None
+    inputs: Path | None = None
+    data: Path | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    batch_size: int = 16
+    num_samples: int = 48
+    class_names: Path | None = None
+    targets: Path | None = None
+    tokenizer: Path | None = None
+    task: Task | None = None
+    expect_range: tuple[float, float] | None = None
+    seed: int = 0
+    against: Path | None = None
+    save_golden: Path | None = None
+    allow_missing: tuple[str, ...] = ()
+    allow_unexpected: tuple[str, ...] = ()
+    min_accuracy: float | None = None
+    checks: tuple[str, ...] = ()
+    skip_checks: tuple[str, ...] = ()
+    device: str = "auto"
+    bench: bool = False
+    plot: Path | None = None
+    top: int = 0
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Sum up what the model answered.
+
+    ``inputs`` says how many and of what kind (``in-domain``, ``sample photos``, ``synthetic``); ``histogram`` counts
+    predicted classes; ``statistics`` are the numbers that the verdict looked at, by name. ``top`` lists, for each input
+    asked for, its name and (class, name, probability) from the likeliest on.
+    """
+
+    task: Task
+    inputs: int
+    kind: str
+    classes: int | None
+    histogram: Mapping[int, int] = field(default_factory=dict)
+    statistics: Mapping[str, float | None] = field(default_factory=dict)
+    top: tuple[tuple[str, tuple[tuple[int, str, float], ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Answer for one checkpoint: the checks, what loaded, what was predicted, measured and timed.
+
+    ``metrics`` and ``speed`` carry the names that trainers' test scripts use; an undefined metric is None.
+    ``suggestion`` is the ``--model`` option that the checkpoint itself suggests, where none was given.
+    """
+
+    path: str
+    verdict: Verdict
+    checks: tuple[Check, ...]
+    model: str | None = None
+    device: str | None = None
+    load: LoadReport | None = None
+    predictions: Predictions | None = None
+    metrics: Mapping[str, float | None] | None = None
+    speed: Mapping[str, Any] | None = None
+    suggestion: str | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+def verdict_of(checks: tuple[Check, ...]) -> Verdict:
+    """Conclude from the checks: fail outweighs inconclusive, which outweighs pass; warnings pass."""
+    statuses = {check.status for check in checks}
+    if "fail" in statuses:
+        return "fail"
+    return "inconclusive" if "inconclusive" in statuses else "pass"
