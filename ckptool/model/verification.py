@@ -55,7 +55,10 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class VerifyOptions:
-    """Say what to verify against; each field is the command line's option of that name."""
+    """Say what to verify against; each field is the command line's option of that name.
+
+    ``num_samples`` None means all of what is labelled, and 48 inputs otherwise.
+    """
 
     weights: str = "main"
     keys: KeyOptions = field(default_factory=KeyOptions)
@@ -72,7 +75,7 @@ class VerifyOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     batch_size: int = 16
-    num_samples: int = 48
+    num_samples: int | None = None
     class_names: Path | None = None
     targets: Path | None = None
     tokenizer: Path | None = None
