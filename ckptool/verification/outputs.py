@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ckptool.errors import CkptoolError
+from ckptool.model.plans import Note
+from ckptool.verification.device import Batch, call_model, count_inputs, move, run_batches
 
-# One input per row of every tensor: passed as it is, by keyword (mapping) or by position (sequence).
-Batch: TypeAlias = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
 # Which of several named outputs is judged, the first that is there; else the first one.
 _MAIN_NAMES = (
     *("logits", "prediction_logits", "out", "output", "preds", "predictions", "logits_per_image"),
@@ -74,7 +73,7 @@ class Outputs:
     bad: Mapping[str, Tensor]
     positions: tuple[int, ...] | None = None
     detections: bool = False
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def judged(self) -> Tensor:
@@ -87,161 +86,61 @@ class Outputs:
         return not any(bool(counts.any()) for counts in self.bad.values())
 
 
-@dataclass(slots=True)
-class _Answers:
-    """Collect the answers to some batches."""
-
-    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
-    bad: dict[str, list[Tensor]] = field(default_factory=dict)
-    positions: tuple[int, ...] | None = None
-    detections: bool = False
-    notes: list[str] = field(default_factory=list)
+# What one batch gave: the outputs and the counts of bad values by name, the positions kept, detections or not.
+_Part: TypeAlias = tuple[dict[str, Tensor], dict[str, Tensor], tuple[int, ...] | None, bool]
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into ``eval()`` and ``inference_mode``, and every module's own mode back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    # A module out of torch.export has its mode built in, and says so.
-    with suppress(NotImplementedError):
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def rows_of(batch: Batch) -> int:
-    """Count the inputs in a batch."""
-    return len(next(iter(tensors_of(batch).values())))
-
-
-def tensors_of(batch: Batch) -> dict[str, Tensor]:
-    """Give the tensors of a batch by name; by position where they have none."""
-    if isinstance(batch, Tensor):
-        return {"input": batch}
-    if isinstance(batch, Mapping):
-        return dict(batch)
-    return {str(index): tensor for index, tensor in enumerate(batch)}
-
-
-def with_tensors(batch: Batch, tensors: Mapping[str, Tensor]) -> Batch:
-    """Give a batch of the same form with other tensors, as ``tensors_of`` names them."""
-    if isinstance(batch, Tensor):
-        return tensors["input"]
-    if isinstance(batch, Mapping):
-        return dict(tensors)
-    return tuple(tensors.values())
-
-
-def take_rows(batch: Batch, start: int, stop: int) -> Batch:
-    """Give some inputs of a batch as a batch."""
-    return with_tensors(batch, {name: tensor[start:stop] for name, tensor in tensors_of(batch).items()})
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """Give a batch on a device."""
-    return with_tensors(batch, {name: tensor.to(device) for name, tensor in tensors_of(batch).items()})
-
-
-def call(model: nn.Module, batch: Batch) -> Any:
-    """Give what a model answers to a batch, as it stands.
-
-    :raises CkptoolError: its forward raised; running out of memory on an accelerator is left to the caller.
-    """
-    try:
-        if isinstance(batch, Tensor):
-            return model(batch)
-        return model(**batch) if isinstance(batch, Mapping) else model(*batch)
-    except torch.OutOfMemoryError:
-        raise
-    # The forward is the user's own code, which may raise anything at all.
-    except Exception as error:
-        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors_of(batch).items())
-        first = (str(error).strip().splitlines() or [""])[0][:300]
-        raise CkptoolError(
-            f"{type(model).__name__}: its forward raised {type(error).__name__}: {first} (on {shapes}); feed it what "
-            "it takes with --inputs, --input-shape or --image-size"
-        ) from error
-
-
-def run_batches(model: nn.Module, inputs: Inputs, device: torch.device) -> Outputs:
+def run_model(model: nn.Module, inputs: Inputs, device: torch.device) -> Outputs:
     """Give a model's answers to all inputs, in ``eval()`` and ``inference_mode``; the model is on ``device`` already.
 
-    A batch that does not fit into an accelerator's memory is halved until it does, and so are those after it; a note
-    says so.
-
-    :raises CkptoolError: the forward raises, or not one output has a row per input.
+    :raises CkptoolError: the forward raises, one input does not fit into memory, or no output has a row per input.
     """
-    answers = _Answers()
-    with evaluating(model):
-        largest: int | None = None
-        for batch in inputs.batches():
-            largest = _run_in_parts(model, batch, device, largest, answers)
-    return _joined(answers, model)
+    answers = run_batches(model, inputs.batches(), device, _take_apart)
+    return _join(answers.parts, inputs.count, model, answers.notes)
 
 
 def run_batch(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:
     """Give a model's answers to one batch; the model is evaluating already.
 
-    :raises CkptoolError: the forward raises, or not one output has a row per input.
+    :raises CkptoolError: the forward raises, or no output has a row per input.
     """
-    answers = _Answers()
-    _collect(answers, call(model, move(batch, device)), rows_of(batch))
-    return _joined(answers, model)
+    part = move(_take_apart(call_model(model, move(batch, device))), torch.device("cpu"))
+    return _join((part,), count_inputs(batch), model)
 
 
-def _run_in_parts(
-    model: nn.Module, batch: Batch, device: torch.device, largest: int | None, answers: _Answers
-) -> int | None:
-    """Run a batch in parts of at most ``largest`` rows; give the size that fits from now on."""
-    rows, start = rows_of(batch), 0
-    while start < rows:
-        size = min(largest or rows, rows - start)
-        try:
-            answer = call(model, move(take_rows(batch, start, start + size), device))
-        except torch.OutOfMemoryError as error:
-            largest = _halved(size, device, answers, error)
-            continue
-        _collect(answers, answer, size)
-        start += size
-    return largest
+def _take_apart(answer: Any) -> _Part:
+    detections = _is_detections(answer)
+    found = _summed_up(answer) if detections else _named(answer)
+    found = {name: tensor for name, tensor in found.items() if tensor.ndim}
+    thinned = {name: _thinned(tensor) for name, tensor in found.items()}
+    positions = next((positions for _, positions in thinned.values() if positions), None)
+    tensors = {name: _plain(tensor) for name, (tensor, _) in thinned.items()}
+    return tensors, {name: _count_bad(tensor) for name, tensor in found.items()}, positions, detections
 
 
-def _halved(size: int, device: torch.device, answers: _Answers, error: Exception) -> int:
-    if size == 1:
-        raise CkptoolError(f"{device} has not enough memory for a single input; take --device cpu") from error
-    torch.cuda.empty_cache()
-    answers.notes.append(f"{device} ran out of memory with {size} inputs at once: took {size // 2}")
-    return size // 2
-
-
-def _collect(answers: _Answers, answer: Any, rows: int) -> None:
-    answers.detections = answers.detections or _is_detections(answer)
-    found = _summed_up(answer) if _is_detections(answer) else _named(answer)
-    for name, tensor in found.items():
-        if tensor.ndim and len(tensor) == rows:
-            answers.bad.setdefault(name, []).append(_count_bad(tensor))
-            kept, positions = _thinned(tensor)
-            answers.tensors.setdefault(name, []).append(_plain(kept))
-            answers.positions = positions or answers.positions
-
-
-def _joined(answers: _Answers, model: nn.Module) -> Outputs:
-    if not answers.tensors:
+def _join(parts: Sequence[_Part], count: int, model: nn.Module, notes: tuple[Note, ...] = ()) -> Outputs:
+    tensors = _rows([part[0] for part in parts], count, model)
+    if not tensors:
         raise CkptoolError(
             f"{type(model).__name__}: nothing in its answer is a tensor with a row for each input; "
             "wrap it into a module whose forward gives one, and name that with --model"
         )
-    try:
-        tensors = {name: torch.cat(parts) for name, parts in answers.tensors.items()}
-    except RuntimeError as error:
-        raise CkptoolError(f"{type(model).__name__}: its answers differ in shape between batches ({error})") from error
+    bad = _rows([{name: part[1][name] for name in tensors} for part in parts], count, model)
     main = next((name for name in _MAIN_NAMES if name in tensors), next(iter(tensors)))
-    bad = {name: torch.cat(parts) for name, parts in answers.bad.items()}
-    return Outputs(tensors, main, bad, answers.positions, answers.detections, tuple(answers.notes))
+    return Outputs(tensors, main, bad, parts[0][2], any(part[3] for part in parts), notes)
+
+
+def _rows(parts: Sequence[Mapping[str, Tensor]], count: int, model: nn.Module) -> dict[str, Tensor]:
+    """Join what every part has, as far as that gives a row for each input."""
+    names = [name for name in parts[0] if all(name in part for part in parts)] if parts else []
+    fitting = [name for name in names if sum(len(part[name]) for part in parts) == count]
+    try:
+        return {name: torch.cat([part[name] for part in parts]) for name in fitting}
+    except RuntimeError as error:
+        raise CkptoolError(
+            f"{type(model).__name__}: its answers differ in shape between batches ({error}); give it one at a time "
+            "with --batch-size 1"
+        ) from error
 
 
 def _named(answer: Any) -> dict[str, Tensor]:
@@ -257,7 +156,7 @@ def _named(answer: Any) -> dict[str, Tensor]:
         entries = ((each.name, getattr(answer, each.name)) for each in dataclasses.fields(answer))
     else:
         return {}
-    return {str(name): value for name, value in entries if isinstance(value, Tensor)}
+    return {str(name): value for name, value in entries if isinstance(value, Tensor) and not value.is_complex()}
 
 
 def _is_detections(answer: Any) -> bool:
@@ -278,11 +177,11 @@ def _count_and_mean(values: Tensor) -> Tensor:
 def _count_bad(tensor: Tensor) -> Tensor:
     """Count the NaN and infinite values of each row; -inf in the same places of all rows is a mask."""
     if not tensor.is_floating_point():
-        return torch.zeros(len(tensor), dtype=torch.int64)
+        return torch.zeros(len(tensor), dtype=torch.int64, device=tensor.device)
     flat = tensor.reshape(len(tensor), -1)
     masked = flat.isneginf().all(dim=0)
     finite = flat.isfinite() | (masked & ~masked.all())
-    return (~finite).sum(dim=1).cpu()
+    return (~finite).sum(dim=1)
 
 
 def _thinned(tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
@@ -299,6 +198,5 @@ def _thinned(tensor: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor).flatten(-2)
-    return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64).clone()
+    """Give float32 or int64 in memory of its own: a view would hold all that was thinned out."""
+    return tensor.to(torch.float32 if tensor.is_floating_point() else torch.int64, copy=True)

@@ -1,0 +1,135 @@
+"""The numbers that tell a model which answers from one that has collapsed; tensors in, plain floats out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_CONFIDENCE_LEVEL = 0.95
+_BISECTIONS = 60
+_SHUFFLES = 200
+
+
+def as_probabilities(answers: Tensor) -> Tensor:
+    """Give the probability of each class, float64 [rows, classes], whatever form the answers have.
+
+    Logits [rows, classes] go through a softmax, probabilities stay as they are, integers [rows] are classes already.
+    """
+    if not answers.is_floating_point():
+        return torch.nn.functional.one_hot(answers, max(2, int(answers.max()) + 1)).double()
+    answers = answers.double()
+    return answers if are_probabilities(answers) else answers.softmax(dim=-1)
+
+
+def are_probabilities(answers: Tensor) -> bool:
+    """Tell whether every row is a distribution: nothing negative, a sum of one."""
+    return bool((answers >= 0).all()) and bool(((answers.sum(dim=-1) - 1).abs() < 1e-3).all())
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Give the entropy of each row, in nats."""
+    return torch.special.entr(probabilities).sum(dim=-1)
+
+
+def mutual_information(probabilities: Tensor, rows: int | None = None) -> float:
+    """Give what the class tells about the input, [rows, classes], from 0 (nothing) to 1.
+
+    H(mean p) - mean H(p), over the logarithm of the most that so many ``rows`` and classes allow.
+    """
+    most = min(len(probabilities) if rows is None else rows, probabilities.shape[-1])
+    if most < 2:
+        return 0.0
+    gained = entropy(probabilities.mean(dim=0)) - entropy(probabilities).mean()
+    return max(0.0, gained.item() / math.log(most))
+
+
+def input_dependence(answers: Tensor) -> float:
+    """Give the share of the answers' energy that depends on the input, [rows, values], from 0 to 1.
+
+    Each row is centred first, since a softmax does not see what all of its logits share; a single value is not.
+    """
+    values = answers.double().flatten(1)
+    if values.shape[1] > 1:
+        values = values - values.mean(dim=1, keepdim=True)
+    energy = values.square().sum()
+    return 0.0 if energy == 0 else ((values - values.mean(dim=0)).square().sum() / energy).item()
+
+
+def relative_range(answers: Tensor) -> float:
+    """Give how far the answers to two inputs are apart at most, relative to the largest of all values."""
+    values = answers.double().flatten(1)
+    largest = values.abs().max()
+    return 0.0 if largest == 0 else ((values.amax(dim=0) - values.amin(dim=0)).max() / largest).item()
+
+
+def relative_difference(one: Tensor, other: Tensor) -> float:
+    """Give the largest difference between two answers to the same inputs, relative to the largest value."""
+    largest = max(one.double().abs().max().item(), other.double().abs().max().item())
+    return 0.0 if largest == 0 else (one.double() - other.double()).abs().max().item() / largest
+
+
+def mean_cosine(answers: Tensor) -> float:
+    """Give the mean cosine similarity of the answers to two different inputs, [rows, values]."""
+    directions = torch.nn.functional.normalize(answers.double().flatten(1), dim=1)
+    rows = len(directions)
+    if rows < 2:
+        return 1.0
+    # The squared length of the sum is the sum over all pairs, each row with itself included.
+    return ((directions.sum(dim=0).square().sum() - directions.square().sum()) / (rows * (rows - 1))).item()
+
+
+def histogram(classes: Tensor) -> dict[int, int]:
+    """Count how often each class was predicted, the most frequent first."""
+    values, counts = classes.flatten().unique(return_counts=True)
+    pairs = zip(values.tolist(), counts.tolist(), strict=True)
+    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+
+
+def share_bound(count: int, total: int) -> float:
+    """Give the share that is at least so large with a confidence of 95 %, having seen ``count`` of ``total``.
+
+    The lower bound of Clopper and Pearson.
+    """
+    if count == 0:
+        return 0.0
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        too_low = _at_least(count, total, middle) < 1 - _CONFIDENCE_LEVEL
+        low, high = (middle, high) if too_low else (low, middle)
+    return low
+
+
+def _at_least(count: int, total: int, share: float) -> float:
+    """Give the probability of ``count`` or more hits in ``total``."""
+    logs = [_log_binomial(hits, total, share) for hits in range(count, total + 1)]
+    return math.fsum(math.exp(each) for each in logs)
+
+
+def _log_binomial(hits: int, total: int, share: float) -> float:
+    ways = math.lgamma(total + 1) - math.lgamma(hits + 1) - math.lgamma(total - hits + 1)
+    return ways + hits * _log(share) + (total - hits) * _log(1 - share)
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, 1e-300))
+
+
+def label_gain(probabilities: Tensor, labels: Tensor) -> float:
+    """Tell by how many standard deviations the labels are likelier than the same labels in random order.
+
+    About 0 for a model that knows nothing of its input, however well it knows which class is frequent.
+    """
+    logs = probabilities.clamp_min(1e-12).log()
+    generator = torch.Generator().manual_seed(0)
+    orders: Sequence[Tensor] = [torch.randperm(len(labels), generator=generator) for _ in range(_SHUFFLES)]
+    shuffled = torch.stack([_log_likelihood(logs, labels[order]) for order in orders])
+    spread = shuffled.std().item()
+    return 0.0 if spread == 0 else (_log_likelihood(logs, labels) - shuffled.mean()).item() / spread
+
+
+def _log_likelihood(logs: Tensor, labels: Tensor) -> Tensor:
+    return logs.gather(1, labels.long().unsqueeze(1)).mean()
