@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from ckptool.layouts.candidates import node_at
+from ckptool.layouts.distributed import whole_tensor
 from ckptool.layouts.keys import plan_keys
 from ckptool.layouts.producers import identify
 from ckptool.layouts.rename import rename_key, rename_module_path
 from ckptool.layouts.select import select
 from ckptool.layouts.training import read_training
 
-__all__ = ["identify", "node_at", "plan_keys", "read_training", "rename_key", "rename_module_path", "select"]
+__all__ = [
+    "identify",
+    "node_at",
+    "plan_keys",
+    "read_training",
+    "rename_key",
+    "rename_module_path",
+    "select",
+    "whole_tensor",
+]

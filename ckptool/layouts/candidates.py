@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ckptool.layouts.distributed import whole_tensors
 from ckptool.layouts.modules import is_module, module_entries
 from ckptool.layouts.producers import Layout
-from ckptool.model.plans import Role, StateDict
+from ckptool.model.plans import CLEAN_MARK, Role, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec
 
 MAX_DEPTH = 4
@@ -145,7 +146,13 @@ def _described(path: tuple[str, ...], value: Any, layout: Layout | None) -> Stat
     if isinstance(value, Stub):
         what = f"the parameters and buffers of a pickled {value.ref.full_name}"
         return StateDict(path, role, module_entries(value), f"{reason}, {what}" if reason else what)
-    return StateDict(path, role, value.text_items(), reason, _key_metadata(value))
+    metadata = _key_metadata(value)
+    return StateDict(path, role, whole_tensors(value.text_items()), reason, metadata, _is_marked_clean(metadata))
+
+
+def _is_marked_clean(metadata: Any) -> bool:
+    root = metadata.get("") if isinstance(metadata, DictNode) else None
+    return isinstance(root, DictNode) and root.get(CLEAN_MARK) is True
 
 
 def _key_metadata(value: DictNode) -> Any:

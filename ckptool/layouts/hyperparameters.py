@@ -23,6 +23,7 @@ SOURCES = (
 )
 
 MAX_DEPTH = 128
+_MISSING = object()  # what an unwrapper gives where the object is not built as expected; None may be its content
 
 
 def read_hyper_parameters(root: Any) -> tuple[DictNode, tuple[str, ...]]:
@@ -69,29 +70,29 @@ def _plain(value: Any, known: dict[int, Any], depth: int) -> Any:
 
 def _unwrap(stub: Stub) -> Any:
     unwrapper = _UNWRAPPERS.get((stub.ref.module.partition(".")[0], stub.ref.name))
-    found = unwrapper(stub) if unwrapper is not None else None
-    return stub if found is None else found
+    found = unwrapper(stub) if unwrapper is not None else _MISSING
+    return stub if found is _MISSING else found
 
 
-def _fields(stub: Stub) -> DictNode | None:
-    return stub.fields
+def _fields(stub: Stub) -> Any:
+    return _MISSING if stub.fields is None else stub.fields
 
 
-def _pairs(stub: Stub) -> DictNode | None:
-    return DictNode(list(stub.pairs)) if stub.pairs else stub.fields
+def _pairs(stub: Stub) -> Any:
+    return DictNode(list(stub.pairs)) if stub.pairs else _fields(stub)
 
 
 def _field(name: str) -> Callable[[Stub], Any]:
     def unwrap(stub: Stub) -> Any:
-        return stub.fields.get(name) if stub.fields is not None else None
+        return stub.fields.get(name) if stub.fields is not None and name in stub.fields else _MISSING
 
     return unwrap
 
 
-def _path_text(stub: Stub) -> str | None:
+def _path_text(stub: Stub) -> Any:
     parts = [part for part in stub.args if isinstance(part, str)]
     if not parts or len(parts) != len(stub.args):
-        return None
+        return _MISSING
     separator = "\\" if "Windows" in stub.ref.name else "/"
     root = parts[0].endswith(separator)
     return parts[0] + separator.join(parts[1:]) if root else separator.join(parts)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from fnmatch import translate
 
 from ckptool.errors import PlanRefused
+from ckptool.layouts.distributed import is_shard
 from ckptool.layouts.draft import Draft
 from ckptool.layouts.reference import follow_reference
 from ckptool.layouts.rename import renamed
@@ -24,7 +25,6 @@ from ckptool.layouts.segments import (
     without_all,
 )
 from ckptool.model.plans import KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
-from ckptool.model.values import OpaqueTensor, TensorSpec
 
 DEFAULT_OPTIONS = KeyOptions()
 
@@ -74,7 +74,7 @@ def clean_by_evidence(draft: Draft, options: KeyOptions) -> None:
     remove_private_segments(draft, options.keep)
     if options.select is not None:
         select_subtree(draft, options.select, options.keep, strip=True)
-    else:
+    elif not draft.state_dict.is_clean:
         strip_roots(draft, options.keep)
 
 
@@ -103,20 +103,13 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
                 f"{quoted(flat)}: FSDP flattened whole modules into one buffer, their names are not in the file; save "
                 "a full state dict (FULL_STATE_DICT)",
             )
-    shards = [key for key, value in draft.entries.items() if isinstance(value, OpaqueTensor) and is_shard(value)]
+    shards = [key for key, value in draft.entries.items() if is_shard(value)]
     if shards:
         raise PlanRefused(
             "sharded",
             f"{quoted(shards)}: only one rank's shard is in this file, the rest is in those of the other ranks; save a "
             "full state dict, or convert the folder with torch.distributed.checkpoint.format_utils",
         )
-
-
-def is_shard(tensor: OpaqueTensor) -> bool:
-    """Tell whether a distributed tensor holds only a part of itself."""
-    if tensor.kind == "dtensor":
-        return not any(isinstance(part, TensorSpec) and part.shape == tensor.shape for _, part in tensor.parts)
-    return tensor.kind == "sharded"
 
 
 def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:

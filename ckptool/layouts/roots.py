@@ -73,6 +73,7 @@ def strip_roots(draft: Draft, keep: Iterable[str]) -> None:
     kept = frozenset(keep)
     side = take_side_keys(draft, kept)
     drop_underscored_twins(draft)
+    drop_online_copy(draft, side)
     refuse_peers(draft)
     strip_ema_root(draft, side, kept)
     strip_module(draft, side, kept)
@@ -94,6 +95,15 @@ def _choose_message(draft: Draft, roots: Iterable[str]) -> str:
     return f"{quoted(groups, 8)} lie side by side in one state dict: choose with {choices}, or --keep-prefixes"
 
 
+def drop_online_copy(draft: Draft, side: frozenset[str]) -> None:
+    """Drop the raw weights beside an average that was asked for as one.
+
+    Source: ema_pytorch.py, ``EMA(include_online_model=True)`` registers both.
+    """
+    if side and draft.state_dict.role == "ema" and {"ema_model", "online_model"} == set(draft.roots):
+        draft.drop(list(draft.below("online_model")), "the raw copy beside the average: --select online_model")
+
+
 def drop_underscored_twins(draft: Draft) -> None:
     """Drop the ``ema_a_b_weight`` buffers of mmcv 1.x, each of which is a copy of an ``a.b.weight`` that stays."""
     twins = underscored_twins(draft.names.values())
@@ -101,7 +111,8 @@ def drop_underscored_twins(draft: Draft) -> None:
         sources = [source for source, name in draft.names.items() if name in twins]
         draft.drop(sources, "the other half of the averaged weights (mmcv): --weights raw")
         draft.is_ema = True
-        draft.note("ema-twins", f"{len(sources)} keys ema_* are raw weights, the other keys are EMA: --weights raw")
+        if draft.state_dict.role != "ema":
+            draft.note("ema-twins", f"{len(sources)} keys ema_* are raw weights, the other keys are EMA: --weights raw")
 
 
 def strip_ema_root(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
@@ -172,7 +183,7 @@ def drop_training_roots(draft: Draft) -> None:
     roots = draft.roots
     reasons = {root: root_reason(draft, root) for root in roots if root != "model"}
     if not all(reasons.values()):
-        raise PlanRefused("choose", _choose_message(draft, roots))
+        raise PlanRefused("choose", _choose_message(draft, [root for root in roots if not reasons.get(root)]))
     for root, reason in reasons.items():
         sources = [source for source, name in draft.names.items() if name == root or under(name, root)]
         draft.drop(sources, reason)
@@ -207,5 +218,19 @@ def note_what_is_left(draft: Draft, kept: frozenset[str]) -> None:
         below = len(list(draft.below("module")))
         text = f'"module." is on {below} of {len(draft.names)} keys and stays: --like FILE would settle it'
         draft.note("module-on-some-left", text)
-    elif root is not None and draft.container and not draft.rule.leading:
+    elif draft.container and not draft.rule.leading:
+        note_single_network(draft, kept)
+
+
+def note_single_network(draft: Draft, kept: frozenset[str]) -> None:
+    """Point at the one root that is no loss, metric or EMA copy: most likely the network's attribute in its trainer."""
+    networks = [root for root in draft.roots if not root_reason(draft, root)]
+    if len(networks) != 1 or not draft.is_group(networks[0]) or networks[0] in kept:
+        return
+    root = networks[0]
+    if root == draft.shared_root:
         draft.note("single-root-left", f'every key lies below "{root}.": --prefix {root} takes it off')
+    else:
+        others = quoted([other for other in draft.roots if other != root])
+        text = f'the network seems to be "{root}.", beside {others}: --select {root} takes it alone, without the prefix'
+        draft.note("single-root-left", text)

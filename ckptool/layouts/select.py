@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +12,11 @@ from ckptool.layouts.candidates import UNKNOWN_NAME, find_state_dicts, is_optimi
 from ckptool.layouts.composer import with_averages
 from ckptool.layouts.inner import inner_candidates
 from ckptool.layouts.producers import Layout, has, identify, layout_of, lookup
+from ckptool.layouts.roots import LOSS_ENDINGS, LOSS_ROOTS
 from ckptool.layouts.segments import quoted
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.plans import Note, Selection, StateDict
-from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec
+from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec, opaque_inside
 
 
 def select(checkpoint: Checkpoint, weights: str = "main") -> Selection:
@@ -77,14 +80,17 @@ def _megatron_slices(root: Any, layout: Layout | None, found: Sequence[StateDict
     if layout is None or layout.name != "Megatron-LM":
         return None
     sizes = [lookup(root, f"args.{name}_model_parallel_size") for name in ("tensor", "pipeline")]
-    chunks = [state_dict.name for state_dict in found if state_dict.name.startswith("model")]
+    chunks = [name for state_dict in found if _CHUNK.fullmatch(name := state_dict.name)]
     if len(chunks) > 1 or any(type(size) is int and size > 1 for size in sizes):
-        what = quoted(chunks) if chunks else "this file of Megatron-LM"
+        what = quoted([state_dict.name for state_dict in found]) if found else "this file of Megatron-LM"
         return Note(
             "sharded",
             f"{what}: only a slice of the model (pipeline or tensor parallel); merge it with Megatron's tools",
         )
     return None
+
+
+_CHUNK = re.compile(r"model\d+")
 
 
 def _fsdp_shard(root: Any, layout: Layout | None, found: Sequence[StateDict]) -> Note | None:
@@ -157,9 +163,15 @@ def _choose_main(found: list[StateDict], layout: Layout | None) -> tuple[StateDi
         return by_habit[0], None
     mains = [state_dict for state_dict in found if state_dict.role == "main"]
     peers = [state_dict for state_dict in found if state_dict.role == "peer" and state_dict.reason != UNKNOWN_NAME]
-    unknown = [state_dict for state_dict in found if state_dict.role == "peer" and state_dict.reason == UNKNOWN_NAME]
+    unknown = [state_dict for state_dict in found if state_dict.reason == UNKNOWN_NAME and not _is_loss(state_dict)]
     averaged = [state_dict for state_dict in found if state_dict.role == "ema"]
-    return _the_one([*mains, *peers] or unknown or averaged or found)
+    # Without a main one, a network of an unknown name (``classifier`` beside ``encoder``) is as good as a known one.
+    return _the_one([*mains, *peers] if mains else [*peers, *unknown] or averaged or found)
+
+
+def _is_loss(state_dict: StateDict) -> bool:
+    name = state_dict.path[-1].lower() if state_dict.path else ""
+    return name in LOSS_ROOTS or name.endswith(LOSS_ENDINGS)
 
 
 def _the_one(wanted: list[StateDict]) -> tuple[StateDict | None, Note | None]:
@@ -190,11 +202,24 @@ def _notes(chosen: StateDict | None, found: Sequence[StateDict], weights: str) -
         text = f'"{chosen.name}" is the only state dict; {chosen.reason}, it is taken for the model'
         notes.append(Note("name-assumed", text))
     if chosen.role == "ema" and weights == "main":
-        raw = [state_dict.name for state_dict in found if state_dict.role == "raw"]
-        hint = "; the raw weights are also present: --weights raw" if raw else ""
-        notes.append(Note("ema-weights", f'"{chosen.name}" holds EMA weights ({chosen.reason}){hint}'))
+        notes.append(Note("ema-weights", f'"{chosen.name}" holds EMA weights ({chosen.reason})'))
     others = [state_dict for state_dict in found if state_dict is not chosen]
-    return [*notes, *(_note_beside(state_dict, others) for state_dict in others if chosen.role != state_dict.role)]
+    beside = (_note_beside(state_dict, others) for state_dict in others if chosen.role != state_dict.role)
+    return [*notes, *beside, *_unwritable_notes(chosen)]
+
+
+def _unwritable_notes(chosen: StateDict) -> list[Note]:
+    """Say which entries are no dense arrays, or hold some inside (``_packed_params`` of a quantized layer)."""
+    found = [opaque_inside(value) for value in chosen.entries.values() if type(value) is not TensorSpec]
+    counts = Counter(tensor.kind for tensor in found if tensor is not None and tensor.kind not in _SHARD_KINDS)
+    return [
+        Note("not-dense", f"{count} of {len(chosen.entries)} entries hold {kind} tensors, which ckptool does not write")
+        for kind, count in counts.items()
+    ]
+
+
+# The key plan refuses these with a sentence of their own.
+_SHARD_KINDS = frozenset({"sharded", "dtensor"})
 
 
 def _note_beside(other: StateDict, others: Sequence[StateDict]) -> Note:

@@ -41,6 +41,8 @@ STEP_PATHS = (
     "state.timestamp.Timestamp.batch",
     "state.timestamp.batch",
     "updates",
+    "update",
+    "optimization_step",
 )
 VERSION_PATHS = {
     "pytorch-lightning": "pytorch-lightning_version",

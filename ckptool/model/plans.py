@@ -35,12 +35,18 @@ class Producer:
     container: str = ""
 
 
+# Stands in the root's entry of ``_metadata`` where a container was kept around clean keys: there, its trainer's habit of
+# putting the network below ``model`` is no evidence any more. ``load_state_dict`` only asks that entry for a version.
+CLEAN_MARK = "ckptool_clean"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StateDict:
     """Point at one state dict of a checkpoint.
 
     ``path`` is the steps from the root (empty: the root itself). ``entries`` are all its pairs in file order,
-    tensors and the rest; ``key_metadata`` is torch's ``_metadata`` attribute, where it is kept.
+    tensors and the rest; ``key_metadata`` is torch's ``_metadata`` attribute, where it is kept. ``is_clean`` says that
+    ckptool brought the names to clean ones before (``CLEAN_MARK``).
     """
 
     path: tuple[str, ...]
@@ -48,6 +54,7 @@ class StateDict:
     entries: Mapping[str, Any]
     reason: str = ""
     key_metadata: Any = None
+    is_clean: bool = False
 
     @property
     def name(self) -> str:

@@ -254,6 +254,13 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
 _CONTAINERS = (DictNode, list, tuple, SetNode, OpaqueTensor, Stub)
 
 
+def opaque_inside(value: Any) -> OpaqueTensor | None:
+    """Give the value itself or the first one inside it that is a tensor but no dense array (a quantized layer's)."""
+    if isinstance(value, TensorSpec):
+        return None
+    return next((node for _, node in walk(value) if isinstance(node, OpaqueTensor)), None)
+
+
 def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every distinct node under ``root`` once, parents first, in file order, with the steps that lead there.
 

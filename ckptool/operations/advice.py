@@ -8,6 +8,8 @@ from pathlib import PurePath
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import KeySummary, NextStep, Safety
 from ckptool.model.plans import Selection
+from ckptool.model.values import TensorSpec
+from ckptool.operations.entries import unwritable
 
 _SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".th", ".tar", ".pyth", ".pkl", ".model", ".safetensors"})
 
@@ -19,6 +21,9 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
         return _choose(path, selection)
     if keys.refusal is not None:
         return NextStep(f"ckptool inspect --tree {_quoted(path)}", "see the groups of keys, then choose one")
+    entries = selection.chosen.entries
+    if any(unwritable(key, value, "safetensors") for key, value in entries.items() if type(value) is not TensorSpec):
+        return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see which tensors are no plain arrays")
     if not keys.already_clean:
         stem = _stem(path)
         target = path.with_name(f"{stem}-clean{path.name.removeprefix(stem)}")
@@ -32,6 +37,8 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
 def _choose(path: PurePath, selection: Selection) -> NextStep:
     if not selection.candidates:
         return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see what the file holds instead of weights")
+    if selection.refusal is not None and selection.refusal.code == "sharded":
+        return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see what the shard holds")
     name = shell_quote(selection.candidates[0].name)
     return NextStep(f"ckptool inspect --weights {name} {_quoted(path)}", "look at one of the state dicts")
 
@@ -41,8 +48,10 @@ def _run(command: str, source: PurePath, target: PurePath, reason: str) -> NextS
 
 
 def _stem(path: PurePath) -> str:
-    """Cut a known suffix off, and nothing else: ``model-v1.2`` has none."""
-    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
+    """Cut known suffixes off (``.pth.tar``), and nothing else: ``model-v1.2`` has none."""
+    while path.suffix.lower() in _SUFFIXES:
+        path = path.with_suffix("")
+    return path.name
 
 
 def _quoted(path: PurePath) -> str:

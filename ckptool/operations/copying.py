@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckptool.errors import OutputRefused, UnsupportedTensor
-from ckptool.layouts import node_at, rename_key, rename_module_path
+from ckptool.errors import OutputRefused
+from ckptool.layouts import node_at, rename_key, rename_module_path, whole_tensor
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, OutputKind, Tie
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import CopyPlan, KeyPlan, Note, PlannedTensor, StateDict
-from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, walk
+from ckptool.model.plans import CLEAN_MARK, CopyPlan, KeyPlan, Note, PlannedTensor, StateDict
+from ckptool.model.values import DictNode, Storage, TensorSpec, walk
+from ckptool.operations.entries import refuse_unwritable
 from ckptool.operations.facts import CarriedFacts
 from ckptool.operations.rest import Rebuilder
 from ckptool.operations.transforms import payload_of
@@ -89,7 +90,8 @@ def plan_copy(
     :raises UnreadableCheckpoint: with ``keep_rest``, the rest cannot be rebuilt as plain data.
     """
     placer = _Placer(share=options.ties == "keep")
-    specs = _selected_tensors(checkpoint, state_dict, key_plan)
+    refuse_unwritable(checkpoint.path, state_dict, key_plan.kept, kind)
+    specs = _selected_tensors(state_dict, key_plan)
     tensors = {name: placer.place(spec, name, options.dtype) for name, spec in specs.items()}
     rebuilder = Rebuilder(placer.place, lambda name: rename_key(key_plan, name), {}, options.foreign)
     if kind == "safetensors":
@@ -97,9 +99,12 @@ def plan_copy(
         lost = [*_not_tensors(state_dict, key_plan, tensors), *_beside(checkpoint, state_dict, facts.places)]
     else:
         root = _clean_node(state_dict, key_plan, tensors, rebuilder)
+        if (options.keep_rest or options.in_place) and (key_plan.rule.leading or state_dict.is_clean):
+            _mark_clean(root)
         root, lost = _with_rest(checkpoint, state_dict, root, rebuilder, options)
         plan = CopyPlan(tensors, root)
     keys = [Dropped(move.source, move.reason, _nbytes(state_dict.entries[move.source])) for move in key_plan.dropped]
+    lost = [*lost, *_attributes(node_at(checkpoint.root, state_dict.path))]
     return PlannedCopy(
         plan=plan,
         specs=specs,
@@ -112,18 +117,9 @@ def plan_copy(
     )
 
 
-def _selected_tensors(checkpoint: Checkpoint, state_dict: StateDict, key_plan: KeyPlan) -> dict[str, TensorSpec]:
-    specs: dict[str, TensorSpec] = {}
-    for source, target in key_plan.kept.items():
-        value = state_dict.entries[source]
-        if isinstance(value, OpaqueTensor):
-            raise UnsupportedTensor(
-                f'{checkpoint.path}: tensor "{target}" is {value.kind} ({value.detail}), which ckptool does not write; '
-                f"leave it out with --exclude '{target}'"
-            )
-        if isinstance(value, TensorSpec):
-            specs[target] = value
-    return specs
+def _selected_tensors(state_dict: StateDict, key_plan: KeyPlan) -> dict[str, TensorSpec]:
+    entries = ((target, state_dict.entries[source]) for source, target in key_plan.kept.items())
+    return {target: value for target, value in entries if isinstance(value, TensorSpec)}
 
 
 # --- safetensors ---
@@ -190,6 +186,16 @@ def _clean_node(
     return node
 
 
+def _mark_clean(node: DictNode) -> None:
+    """Say in ``_metadata`` that these names are clean, for the next time that the container is looked at."""
+    metadata = node.attributes.get("_metadata") if node.attributes is not None else DictNode(type_name="OrderedDict")
+    others = [(path, entry) for path, entry in metadata.pairs if path != ""]
+    entry = metadata.get("")
+    kept = [pair for pair in entry.pairs if pair[0] != CLEAN_MARK] if isinstance(entry, DictNode) else []
+    root = DictNode([*kept, (CLEAN_MARK, True)])
+    node.attributes = DictNode([("_metadata", DictNode([("", root), *others], "OrderedDict"))])
+
+
 def _renamed_modules(metadata: DictNode, key_plan: KeyPlan) -> DictNode:
     """Bring the module paths of ``_metadata`` to clean names; where keys were mapped one by one, by their moves."""
     moved = _moved_modules(key_plan) if key_plan.rule.mapping else None
@@ -249,7 +255,18 @@ def _unchosen(node: Any, state_dict: StateDict) -> list[tuple[str, Any]]:
     """List what lies in the same mapping as the chosen weights without being one of them (an EMA copy)."""
     chosen = set(map(id, state_dict.entries.values()))
     pairs = node.text_items().items() if isinstance(node, DictNode) else ()
-    return [(key, value) for key, value in pairs if id(value) not in chosen]
+    return [(key, value) for key, value in pairs if id(whole_tensor(value)) not in chosen]
+
+
+def _attributes(node: Any) -> list[Dropped]:
+    """List what is set on the mapping of the chosen weights itself, but for torch's own ``_metadata``."""
+    attributes = node.attributes if isinstance(node, DictNode) else None
+    pairs = [] if attributes is None else attributes.pairs
+    return [
+        Dropped(f"__dict__.{key}", "an attribute of a mapping", _nbytes(value))
+        for key, value in pairs
+        if key != "_metadata"
+    ]
 
 
 def _nbytes(value: Any) -> int:
