@@ -6,6 +6,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from itertools import repeat
+from operator import length_hint
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
@@ -19,6 +20,7 @@ UINT8 = struct.Struct("<Q")
 FLOAT8 = struct.Struct(">d")
 unpack_uint4 = UINT4.unpack_from
 _LONG_BINPUT, _BINPUT, _MEMOIZE, _BINGET, _BININT1 = b"rq\x94hK"
+_TOO_LONG = f"has more than {limits.OPCODES} instructions"
 _BYTE_OPERANDS = b"KhqUC\x80\x8a\x8c"  # opcodes with an operand or a length of one byte
 
 Opcode = Callable[[int], int]
@@ -54,6 +56,7 @@ class Engine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.executed = 0  # opcodes, those of the running batch not yet among them
         self._blocks = sys.getallocatedblocks()
 
     def run(self, opcodes: Mapping[int, Opcode]) -> Stopped:
@@ -63,13 +66,13 @@ class Engine:
         """
         table = [opcodes.get(code, self._refuse) for code in range(256)]
         try:
-            for _ in range(0, limits.OPCODES, limits.BATCH):
+            while self.executed < limits.OPCODES:
                 self._run_batch(table)
                 self._check_budget()
         except Stopped as stopped:
             self._check_budget()
             return stopped
-        raise Malformed(f"has more than {limits.OPCODES} instructions")
+        raise Malformed(_TOO_LONG)
 
     def _run_batch(self, table: list[Opcode]) -> None:
         """Execute the next opcodes.
@@ -77,8 +80,9 @@ class Engine:
         Half of all opcodes of a state dict are spelled out here, because a call takes CPython longer than they do.
         """
         data, memo, position = self.data, self.memo, self.position
+        steps = repeat(None, limits.BATCH)
         try:
-            for _ in repeat(None, limits.BATCH):
+            for _ in steps:
                 if position >= self.limit:
                     self._leave_frame(position)
                 opcode = data[position]
@@ -101,6 +105,13 @@ class Engine:
                     position = table[opcode](position + 1)
         finally:
             self.position = position
+            self.executed += limits.BATCH - length_hint(steps)
+
+    def count(self, opcodes: int) -> None:
+        """Count opcodes that are executed besides the one that the loop is at."""
+        looked_at, self.executed = self.executed // limits.BATCH, self.executed + opcodes
+        if self.executed // limits.BATCH != looked_at:
+            self._check_budget()
 
     def _leave_frame(self, position: int) -> None:
         """Check that no instruction crosses the end of its frame: CPython's two readers disagree there."""
@@ -111,7 +122,9 @@ class Engine:
         self.limit, self.is_framed = self.end, False
 
     def _check_budget(self) -> None:
-        """Refuse what takes more memory than any checkpoint needs."""
+        """Refuse what takes more time or memory than any checkpoint needs."""
+        if self.executed > limits.OPCODES:
+            raise Malformed(_TOO_LONG)
         if len(self.stack) + sum(map(len, self.marked)) > limits.STACK_ITEMS:
             raise Malformed(f"holds more than {limits.STACK_ITEMS} values at once")
         if len(self.marked) > limits.OPEN_MARKS:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeGuard
 
-from ckptool.formats.pickle import arrays, literals, plain, severity, tensors
+from ckptool.formats.pickle import arrays, literals, plain, severity, shortcut, tensors
 from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped, unpack_uint4
 from ckptool.formats.pickle.reading import Draft, Handler, LoadStorage, Malformed, Reading, StorageType, Truncated
 from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, TensorSpec
@@ -30,6 +30,7 @@ _unpack_int4 = INT4.unpack_from
 _GETATTR = ("builtins", "getattr")
 _INVALID = GlobalRef("<invalid>", "<invalid>", "dangerous")
 _DYNAMIC = GlobalRef("<computed>", "<computed>", "dangerous")
+_NOTHING = GlobalRef("", "", "safe")
 _EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
 
 
@@ -38,11 +39,14 @@ class Machine(Engine):
 
     def __init__(self, data: bytes, start: int, reading: Reading, load_storage: LoadStorage | None) -> None:
         super().__init__(data, start, reading)
-        self._load_storage = load_storage
+        self.load_storage = load_storage
         self._names: dict[tuple[str, str], Any] = {}
         # By identity of the GlobalRef, which ``_names`` keeps alive: hashing its fields takes ten times as long.
         self._calls: dict[int, Callable[[tuple[Any, ...]], Any]] = {}
-        self._storage_types: dict[int, StorageType] = {}
+        self.storage_types: dict[int, StorageType] = {}
+        # What the shortcut goes by: the two names that it knows, once they are called; where it shall not try again.
+        self.tensor_call = self.hooks_call = _NOTHING
+        self.loop_until = 0
 
     def execute(self) -> Stopped:
         """Run to STOP.
@@ -79,6 +83,10 @@ class Machine(Engine):
         raise Stopped(value, position)
 
     def _mark(self, position: int) -> int:
+        if self.stack and self.stack[-1] is self.tensor_call:
+            end = shortcut.read_tensors(self, position - 1)
+            if end is not None:
+                return end
         self.marked.append(self.stack)
         self.stack = []
         return position
@@ -367,7 +375,7 @@ class Machine(Engine):
         rating = "safe" if spelled in _SAFE else severity.rate(module, name)
         ref = self._introduce(GlobalRef(module, name, rating), position)
         if spelled in tensors.STORAGE_TYPES:
-            self._storage_types[id(ref)] = tensors.STORAGE_TYPES[spelled]
+            self.storage_types[id(ref)] = tensors.STORAGE_TYPES[spelled]
         return tensors.CONSTANTS.get(spelled, ref)
 
     def _introduce(self, ref: GlobalRef, position: int) -> GlobalRef:
@@ -400,6 +408,10 @@ class Machine(Engine):
             handler = _HANDLERS.get(spelled, _get_nested if spelled == _GETATTR else _keep_call)
             if handler is _keep_call and spelled in _SAFE:
                 handler = Reading.misfit
+            if handler is tensors.rebuild_tensor_v2:
+                self.tensor_call = function
+            elif handler is plain.make_mapping:
+                self.hooks_call = function
             call = self._calls[id(function)] = partial(handler, self.reading, function)
             return call
         if type(function) is not Stub:
@@ -494,17 +506,17 @@ class Machine(Engine):
 
     def _load(self, pid: Any) -> Any:
         """Answer what torch writes: ``("storage", class, key, location, numel[, view])`` or a module's class."""
-        if self._load_storage is None:
+        if self.load_storage is None:
             raise Malformed("refers to storages, which only a torch container has")
         if type(pid) is not tuple or not 4 <= len(pid) <= 6 or type(pid[0]) is not str:
             raise Malformed("refers to something that is no storage")
         kind = pid[1]
         if pid[0] == "module" and len(pid) == 4 and type(kind) is GlobalRef:
             return kind  # the class itself; the source text beside it is never looked at
-        storage_type = self._storage_types.get(id(kind))
+        storage_type = self.storage_types.get(id(kind))
         if storage_type is None or pid[0] != "storage" or len(pid) == 4:
             raise Malformed("refers to something that is no storage")
-        return self._load_storage(("storage", storage_type, *pid[2:]))
+        return self.load_storage(("storage", storage_type, *pid[2:]))
 
     def _persid(self, position: int) -> int:
         raise Malformed("refers to storages as text, which torch never does")

@@ -53,7 +53,7 @@ def _make_interval(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> A
     return reading.misfit(ref, args)
 
 
-def _make_mapping(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
+def make_mapping(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     """Read an OrderedDict: empty, or a list of pairs as Python 2 wrote it."""
     if args == ():
         return DictNode(type_name=ref.name)
@@ -138,7 +138,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("builtins", "slice"): _make_interval,
     ("builtins", "range"): _make_interval,
     ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): _make_mapping,
+    ("collections", "OrderedDict"): make_mapping,
     ("collections", "Counter"): _make_counter,
     ("collections", "defaultdict"): _make_defaultdict,
     ("copyreg", "_reconstructor"): _reconstruct,

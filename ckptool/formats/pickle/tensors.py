@@ -108,12 +108,17 @@ def _dtype_of(storage: Any) -> Any:
     return storage.dtype or _BYTES if type(storage) in _STORAGES else None
 
 
+def rebuild_view(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: bool) -> TensorSpec:
+    """Rebuild a tensor of its storage's element type without hooks and lazy bits, as nearly all are."""
+    return _dense(storage, _dtype_of(storage), (offset, shape, stride, requires_grad), None)
+
+
 def _rebuild_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     storage, *view = _arguments(args, 4, 4)
     return _dense(storage, _dtype_of(storage), (*view, False), None)
 
 
-def _rebuild_tensor_v2(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
+def rebuild_tensor_v2(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     storage, *_, hooks, metadata = _arguments(args, 6, 7)
     _check_hooks(reading, hooks)
     return _dense(storage, _dtype_of(storage), args[1:5], metadata)
@@ -319,7 +324,7 @@ def _unwrap_device_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...
 # What may stand inside ``_rebuild_from_type_v2``.
 REBUILDERS: dict[tuple[str, str], Handler] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor_v2,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter_with_state,

@@ -1,0 +1,221 @@
+"""What torch's pickler writes for the tensors of a state dict, read a thousand at a time.
+
+Each takes 25 opcodes, the same ones always, and in Python an opcode costs a call. So the opcodes of one tensor are
+matched as a whole, and those of many are looked at by column: most columns hold one value, and the rest is work for
+the built-in functions. Whatever is not exactly this, or does not come out well, is left to the loop, which starts over
+at the same opcode: until everything is found to be in order, nothing has been changed.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import chain, compress
+from struct import unpack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ckptool.errors import CkptoolError
+from ckptool.formats.pickle.reading import LoadStorage, Malformed
+from ckptool.formats.pickle.tensors import rebuild_view
+from ckptool.model.values import DictNode
+
+if TYPE_CHECKING:
+    from ckptool.formats.pickle.machine import Machine
+
+_FEWEST_ROWS = 3  # fewer take longer by column
+_MOST_ROWS = 1000  # as many as CPython's pickler writes between two MARKs
+
+_INTEGER = rb"(?:K.|M..|J....)"
+_PUT = rb"r(....)"
+_GET = rb"(h.|j....)"
+_TEXT = rb"X(.)\0\0\0([0-9a-z:]{1,64})" + _PUT
+_SIZES = rb"(\)|%(n)b\x85|%(n)b{2}\x86|%(n)b{3}\x87|\(%(n)b{1,64}t)(?:%(put)b)?" % {b"n": _INTEGER, b"put": _PUT}
+# torch/_utils.py: _rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, hooks), with the storage's
+# persistent id ("storage", class, key, location, elements); then the next key and what is called for it. Every opcode
+# tells its own length, so there is one way to match; only a text could also end earlier, and its length is compared.
+_ROW = re.compile(
+    b"".join((
+        rb"\(\(", _GET, _GET, _TEXT, rb"(?:", _GET, b"|", _TEXT, rb")(", _INTEGER, b")t", _PUT, b"Q",
+        b"(", _INTEGER, b")", _SIZES, _SIZES, rb"([\x88\x89])", _GET, rb"\)R", _PUT, b"t", _PUT, b"R", _PUT,
+        rb"(?:(?:", _GET, rb"|X(.)\0\0\0(.{1,255}?)", _PUT, b")", _GET, rb"(?=\(\())?",
+    )),
+    re.DOTALL,
+)  # fmt: skip
+_NUMBER = re.compile(_INTEGER, re.DOTALL)
+_TRUE = b"\x88"
+_ROW_OPCODES = 16  # beside its PUTs, its sizes and what follows it
+
+
+class _Columns(NamedTuple):
+    """Hold the groups of ``_ROW`` by column; the last five describe the key that follows."""
+
+    word: tuple[bytes, ...]
+    kind: tuple[bytes, ...]
+    name_length: tuple[bytes, ...]
+    name: tuple[bytes, ...]
+    name_put: tuple[bytes, ...]
+    place: tuple[bytes, ...]
+    place_length: tuple[bytes, ...]
+    place_text: tuple[bytes, ...]
+    place_put: tuple[bytes, ...]
+    numel: tuple[bytes, ...]
+    identifier_put: tuple[bytes, ...]
+    offset: tuple[bytes, ...]
+    shape: tuple[bytes, ...]
+    shape_put: tuple[bytes, ...]
+    stride: tuple[bytes, ...]
+    stride_put: tuple[bytes, ...]
+    requires_grad: tuple[bytes, ...]
+    hooks: tuple[bytes, ...]
+    hooks_put: tuple[bytes, ...]
+    arguments_put: tuple[bytes, ...]
+    tensor_put: tuple[bytes, ...]
+    key: tuple[bytes, ...]
+    key_length: tuple[bytes, ...]
+    key_text: tuple[bytes, ...]
+    key_put: tuple[bytes, ...]
+    caller: tuple[bytes, ...]
+
+
+class _Irregular(Exception):
+    """Leave the rows to the loop."""
+
+
+def read_tensors(machine: Machine, position: int) -> int | None:
+    """Read rows of tensors; give the offset behind them, or None where nothing was done.
+
+    ``position`` is that of the first MARK, and ``_rebuild_tensor_v2`` is on top of the stack.
+    """
+    if machine.is_framed or position < machine.loop_until or machine.load_storage is None:
+        return None
+    rows, end = _match_rows(machine.data, position, machine.end)
+    machine.loop_until = end  # no row is looked at twice
+    if len(rows) < _FEWEST_ROWS:
+        return None
+    columns = _Columns(*zip(*rows, strict=True))
+    try:
+        _execute(machine, machine.load_storage, columns)
+    except (_Irregular, KeyError, UnicodeDecodeError, Malformed, CkptoolError):
+        return None  # the loop will find the same, and say where
+    machine.count(_count_opcodes(columns) - 1)
+    return end
+
+
+def _match_rows(data: bytes, position: int, limit: int) -> tuple[list[tuple[bytes, ...]], int]:
+    rows: list[tuple[bytes, ...]] = []
+    for _ in range(_MOST_ROWS):
+        found = _ROW.match(data, position, limit)
+        if found is None:
+            break
+        rows.append(found.groups(b""))
+        position = found.end()
+        if not rows[-1][-1]:
+            break
+    return rows, position
+
+
+def _execute(machine: Machine, load_storage: LoadStorage, columns: _Columns) -> None:
+    """Do what the opcodes say; only the last lines change anything."""
+    known = _look_up(machine, columns)
+    _check_lengths(columns)
+    puts = _list_puts(columns)
+    indices = unpack(f"<{sum(map(bool, puts))}I", b"".join(puts))
+    if not machine.memo.keys().isdisjoint(indices):
+        raise _Irregular  # a row could ask for what it has itself put there
+    made = _make(machine, load_storage, columns, known)
+    keys = _values(columns.key, columns.key_text, known)
+    values = chain.from_iterable(zip(*made, keys, strict=True))
+    machine.memo.update(zip(indices, compress(values, puts), strict=True))
+    machine.stack[-1:] = chain.from_iterable(zip(made[-1], keys, strict=True))
+    if columns.caller[-1]:
+        machine.stack.append(known[columns.caller[-1]])
+    else:
+        machine.stack.pop()  # no key follows the last row
+
+
+def _look_up(machine: Machine, columns: _Columns) -> dict[bytes, Any]:
+    """Give what each GET gets, and check that it is what it has to be."""
+    words, hooks, callers = set(columns.word), set(columns.hooks), set(columns.caller[:-1])
+    others = {*columns.kind, *columns.place, *columns.key, columns.caller[-1]} - {b""}
+    known = {opcode: machine.memo[_index(opcode)] for opcode in words | hooks | callers | others}
+    if (
+        any(known[opcode] != "storage" for opcode in words)
+        or any(known[opcode] is not machine.hooks_call for opcode in hooks)
+        or any(known[opcode] is not machine.tensor_call for opcode in callers)
+    ):
+        raise _Irregular
+    return known
+
+
+def _check_lengths(columns: _Columns) -> None:
+    """Check that every text ends where its length says."""
+    for lengths, texts in (
+        (columns.name_length, columns.name),
+        (columns.place_length, columns.place_text),
+        (columns.key_length, columns.key_text),
+    ):
+        if b"".join(lengths) != bytes(filter(None, map(len, texts))):
+            raise _Irregular
+
+
+def _list_puts(columns: _Columns) -> list[bytes]:
+    """List the operands of all PUTs in order, and nothing where a value is not remembered."""
+    in_order = (
+        columns.name_put, columns.place_put, columns.identifier_put, columns.shape_put, columns.stride_put,
+        columns.hooks_put, columns.arguments_put, columns.tensor_put, columns.key_put,
+    )  # fmt: skip
+    return list(chain.from_iterable(zip(*in_order, strict=True)))
+
+
+def _make(
+    machine: Machine, load_storage: LoadStorage, columns: _Columns, known: dict[bytes, Any]
+) -> tuple[list[Any], ...]:
+    """Make every value of the rows that may be remembered, in the order of their PUTs; tensors come last."""
+    words = [known[opcode] for opcode in columns.word]
+    kinds = [known[opcode] for opcode in columns.kind]
+    types = [machine.storage_types[id(kind)] for kind in kinds]
+    names = list(map(bytes.decode, columns.name))
+    places = _values(columns.place, columns.place_text, known)
+    numels = _first_numbers(columns.numel)
+    storages = list(map(load_storage, zip(words, types, names, places, numels, strict=True)))
+    offsets = _first_numbers(columns.offset)
+    shapes, strides = list(map(_read_numbers, columns.shape)), list(map(_read_numbers, columns.stride))
+    flags = [opcode == _TRUE for opcode in columns.requires_grad]
+    tensors = list(map(rebuild_view, storages, offsets, shapes, strides, flags))
+    hooks = [DictNode(type_name=machine.hooks_call.name) for _ in tensors]
+    identifiers = list(zip(words, kinds, names, places, numels, strict=True))
+    arguments = list(zip(storages, offsets, shapes, strides, flags, hooks, strict=True))
+    return names, places, identifiers, shapes, strides, hooks, arguments, tensors
+
+
+def _values(gets: tuple[bytes, ...], texts: tuple[bytes, ...], known: dict[bytes, Any]) -> list[Any]:
+    return [known[get] if get else text.decode() for get, text in zip(gets, texts, strict=True)]
+
+
+def _first_numbers(operands: tuple[bytes, ...]) -> list[int]:
+    return [numbers[0] for numbers in map(_read_numbers, operands)]
+
+
+def _count_opcodes(columns: _Columns) -> int:
+    puts = sum(map(bool, _list_puts(columns)))
+    sizes = sum(map(_count_sizes, chain(columns.shape, columns.stride)))
+    following = 2 * sum(map(bool, columns.caller))
+    return _ROW_OPCODES * len(columns.word) + puts + sizes + following
+
+
+# A state dict repeats its shapes, and a pickle its references.
+
+
+@lru_cache(1024)
+def _index(opcode: bytes) -> int:
+    return int.from_bytes(opcode[1:], "little")
+
+
+@lru_cache(4096)
+def _read_numbers(opcodes: bytes) -> tuple[int, ...]:
+    return tuple([int.from_bytes(one[1:], "little", signed=one[:1] == b"J") for one in _NUMBER.findall(opcodes)])
+
+
+@lru_cache(4096)
+def _count_sizes(opcodes: bytes) -> int:
+    return len(_read_numbers(opcodes)) + 1 + opcodes.startswith(b"(")
