@@ -1,0 +1,413 @@
+"""Hold the tensors of two checkpoints of one model against each other, name by name, in flat memory."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ckptool.errors import PlanRefused
+from ckptool.layouts.segments import quoted
+from ckptool.model.dtypes import BY_NAME, DType
+from ckptool.model.plans import Payload
+from ckptool.model.sources import NoProgress, Progress
+from ckptool.model.values import OpaqueTensor, TensorSpec
+from ckptool.model.verification import Check, VerifyOptions
+from ckptool.operations.cast_kernels import cast_bytes, widen
+from ckptool.operations.opening import OpenedCheckpoint
+from ckptool.operations.transforms import payload_of
+from ckptool.operations.values import decode, has_numbers
+
+Tensors: TypeAlias = Mapping[str, TensorSpec | OpaqueTensor]
+
+CHECK = "agreement.tensors"
+_RUN_ELEMENTS = 1 << 16  # casts take a multiple of 16; what is computed together stays in the L2 cache
+_EXAMPLES = 10
+
+# What a conversion may have rounded to, the finest first, with the largest relative error of one rounding. A tensor
+# that was rounded in another way than torch's (cut off, rounded at random) may be off by twice that.
+_ROUNDING = {
+    "float64": 2.0**-53,
+    "float32": 2.0**-24,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+    "float8_e4m3fn": 2.0**-4,
+    "float8_e4m3fnuz": 2.0**-4,
+    "float8_e5m2": 2.0**-3,
+    "float8_e5m2fnuz": 2.0**-3,
+}
+_ORDER = tuple(_ROUNDING)
+_LARGEST_LOSS = 0.1  # relative error: a tensor of tiny values is lost in a type that has no such small ones
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """Tell how the values of one tensor differ; ``ours`` and ``theirs`` are dtype names.
+
+    ``rounded`` names the dtype of which one rounding explains every difference (None: nothing does). ``changed`` and
+    ``broken`` count elements: unequal ones, and those that are finite in one file only. ``relative_error`` is
+    ``|ours - theirs| / |theirs|`` over all elements that are finite in both, ``largest`` the largest absolute
+    difference.
+    """
+
+    name: str
+    ours: str
+    theirs: str
+    elements: int
+    changed: int
+    broken: int
+    largest: float
+    relative_error: float
+    rounded: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorAgreement:
+    """Sort the tensors of two checkpoints by how they agree; all names are clean names.
+
+    ``identical`` are equal to the bit, ``different`` have other values, rounded ones among them. ``misfits`` have
+    another shape or kind, with both descriptions; ``uncompared`` are of types without numbers, and not equal.
+    """
+
+    identical: tuple[str, ...] = ()
+    different: tuple[TensorDifference, ...] = ()
+    only_ours: tuple[str, ...] = ()
+    only_theirs: tuple[str, ...] = ()
+    misfits: tuple[tuple[str, str, str], ...] = ()
+    uncompared: tuple[str, ...] = ()
+
+    @property
+    def rounded(self) -> tuple[TensorDifference, ...]:
+        """List the tensors whose differences one rounding explains."""
+        return tuple(each for each in self.different if each.rounded is not None)
+
+    @property
+    def changed(self) -> tuple[TensorDifference, ...]:
+        """List the tensors with values that no rounding explains, the most different first."""
+        found = [each for each in self.different if each.rounded is None]
+        return tuple(sorted(found, key=lambda each: (-each.broken, -each.relative_error)))
+
+    @property
+    def common(self) -> int:
+        """Count the names that both have."""
+        return len(self.identical) + len(self.different) + len(self.misfits) + len(self.uncompared)
+
+    @property
+    def precision(self) -> str:
+        """Name the coarsest dtype that one of the files was rounded to; ``float32`` where none was."""
+        return coarsest(each.rounded for each in self.rounded if each.rounded is not None and each.changed)
+
+
+def coarsest(dtypes: Iterable[str]) -> str:
+    """Give the coarsest of some floating types, float32 at the least; other names do not count."""
+    return max((name for name in dtypes if name in _ROUNDING), key=_ORDER.index, default="float32")
+
+
+def stored_precision(tensors: Iterable[TensorSpec | OpaqueTensor]) -> str:
+    """Name the coarsest floating dtype among tensors."""
+    return coarsest(tensor.dtype.name for tensor in tensors if tensor.dtype is not None)
+
+
+def view_other(other: OpenedCheckpoint, options: VerifyOptions) -> OpenedCheckpoint:
+    """Look at what the options mean in another checkpoint or, where it has no such thing, at its main weights.
+
+    What was written from the averaged weights of a container, or from a subtree, holds these alone.
+    """
+    subtrees = (options.keys, replace(options.keys, select=None))
+    views = [OpenedCheckpoint(other.checkpoint, role, keys) for keys in subtrees for role in (options.weights, "main")]
+    return next((view for view in views if _is_there(view)), views[0])
+
+
+def _is_there(view: OpenedCheckpoint) -> bool:
+    try:
+        return bool(view.plan.moves)
+    except PlanRefused as refused:
+        return refused.code != "not-found"
+
+
+def check_tensors(
+    opened: OpenedCheckpoint, other: OpenedCheckpoint, options: VerifyOptions, progress: Progress | None = None
+) -> tuple[Check, TensorAgreement]:
+    """Compare the tensors of ``--against`` with those of the file: equal to the bit, or rounded to a narrower type.
+
+    :raises CkptoolError: one of the files cannot be read, or which weights are meant is open.
+    """
+    agreement = compare_tensors(*_by_common_names(opened, other), progress or NoProgress())
+    return judge_agreement(agreement, other.checkpoint.path, options), agreement
+
+
+def _by_common_names(ours: OpenedCheckpoint, theirs: OpenedCheckpoint) -> tuple[Tensors, Tensors]:
+    """Give the tensors of both by clean name; where none is common, the names of one are the reference of the other."""
+    named = ours.tensors, theirs.tensors
+    if named[0].keys() & named[1].keys():
+        return named
+    towards = (_named_as(ours, named[1]), named[1]), (named[0], _named_as(theirs, named[0]))
+    return next((pair for pair in towards if pair[0].keys() & pair[1].keys()), named)
+
+
+def _named_as(view: OpenedCheckpoint, wanted: Tensors) -> Tensors:
+    reference = {name: tensor.shape for name, tensor in wanted.items()}
+    try:
+        plan = view.plan_for(replace(view.keys, reference=reference))
+    except PlanRefused:
+        return view.tensors
+    found = view.state_dict.tensors
+    return {move.target or move.source: found[move.source] for move in plan.moves if move.source in found}
+
+
+def compare_tensors(ours: Tensors, theirs: Tensors, progress: Progress) -> TensorAgreement:
+    """Compare tensors by name; each pair is read at most twice.
+
+    :raises UnsupportedTensor: a tensor expands far beyond its storage.
+    :raises UnreadableCheckpoint: bytes cannot be read, or do not match their checksum.
+    """
+    common = [name for name in ours if name in theirs]
+    sorted_out = _Sorted()
+    progress.start("comparing", sum(ours[name].nbytes for name in common))
+    for name in common:
+        sorted_out.add(name, ours[name], theirs[name])
+        progress.advance(ours[name].nbytes)
+    return TensorAgreement(
+        identical=tuple(sorted_out.identical),
+        different=tuple(sorted_out.different),
+        only_ours=tuple(name for name in ours if name not in theirs),
+        only_theirs=tuple(name for name in theirs if name not in ours),
+        misfits=tuple(sorted_out.misfits),
+        uncompared=tuple(sorted_out.uncompared),
+    )
+
+
+@dataclass(slots=True)
+class _Sorted:
+    identical: list[str] = field(default_factory=list)
+    different: list[TensorDifference] = field(default_factory=list)
+    misfits: list[tuple[str, str, str]] = field(default_factory=list)
+    uncompared: list[str] = field(default_factory=list)
+
+    def add(self, name: str, ours: TensorSpec | OpaqueTensor, theirs: TensorSpec | OpaqueTensor) -> None:
+        if isinstance(ours, OpaqueTensor) and isinstance(theirs, OpaqueTensor):
+            self.uncompared.append(name)
+        elif isinstance(ours, OpaqueTensor) or isinstance(theirs, OpaqueTensor) or ours.shape != theirs.shape:
+            self.misfits.append((name, _show(ours), _show(theirs)))
+        else:
+            self._add_dense(name, ours, theirs)
+
+    def _add_dense(self, name: str, ours: TensorSpec, theirs: TensorSpec) -> None:
+        pair = payload_of(ours, key=name), payload_of(theirs, key=name)
+        if ours.dtype == theirs.dtype and _same_bytes(*pair):
+            self.identical.append(name)
+        elif has_numbers(ours.dtype) and has_numbers(theirs.dtype):
+            self.different.append(_measure(name, *pair))
+        else:
+            self.uncompared.append(name)
+
+
+def _show(tensor: TensorSpec | OpaqueTensor) -> str:
+    if isinstance(tensor, OpaqueTensor):
+        return f"{tensor.kind} ({tensor.detail})"
+    return f"{tensor.dtype.name} {list(tensor.shape)}"
+
+
+def _same_bytes(ours: Payload, theirs: Payload) -> bool:
+    return all(bool(np.array_equal(a, b)) for a, b in zip(_runs(ours), _runs(theirs), strict=True))
+
+
+def _runs(payload: Payload) -> Iterator[NDArray[Any]]:
+    """Yield the bytes of the same number of elements at a time, whatever chunks the source gives them in."""
+    size = _RUN_ELEMENTS * payload.dtype.itemsize
+    rest = bytearray()
+    for extent in payload.extents:
+        for chunk in extent.source.stream(extent.offset, extent.nbytes):
+            rest += chunk
+            whole = len(rest) // size * size
+            ready, rest = np.frombuffer(bytes(rest[:whole]), np.uint8), rest[whole:]
+            yield from (ready[start : start + size] for start in range(0, whole, size))
+    if rest:
+        yield np.frombuffer(bytes(rest), np.uint8)
+
+
+def _measure(name: str, ours: Payload, theirs: Payload) -> TensorDifference:
+    counted = _Counted(ours.dtype, theirs.dtype, _candidates(ours.dtype, theirs.dtype))
+    with np.errstate(all="ignore"):
+        for a, b in zip(_runs(ours), _runs(theirs), strict=True):
+            counted.add(a, b)
+    return TensorDifference(
+        name=name,
+        ours=ours.dtype.name,
+        theirs=theirs.dtype.name,
+        elements=ours.numel,
+        changed=counted.changed,
+        broken=counted.broken,
+        largest=counted.largest,
+        relative_error=counted.relative_error,
+        rounded=counted.rounded,
+    )
+
+
+def _candidates(ours: DType, theirs: DType) -> list[DType]:
+    """List the types that one rounding may have gone through: the coarser of the two, or any that is coarser still."""
+    if not (ours.name in _ROUNDING and theirs.name in _ROUNDING):
+        return []
+    least = _ORDER.index(coarsest((ours.name, theirs.name))) if ours != theirs else _ORDER.index(ours.name) + 1
+    return [BY_NAME[name] for name in _ORDER[least:]]
+
+
+@dataclass(slots=True)
+class _Counted:
+    """Accumulate runs of one pair; of ``possible`` stay the roundings that explain everything so far."""
+
+    ours: DType
+    theirs: DType
+    possible: list[DType]
+    changed: int = 0
+    broken: int = 0
+    largest: float = 0.0
+    error: float = 0.0
+    norm: float = 0.0
+
+    def add(self, a_bytes: NDArray[Any], b_bytes: NDArray[Any]) -> None:
+        """Count one run of both."""
+        a, b = decode(a_bytes, self.ours), decode(b_bytes, self.theirs)
+        equal = _equal(a, b)
+        self.possible = [
+            dtype
+            for dtype in self.possible
+            if _equal(_rounded(a_bytes, self.ours, dtype), b).all()
+            or _equal(_rounded(b_bytes, self.theirs, dtype), a).all()
+        ]
+        finite = np.isfinite(a) & np.isfinite(b)
+        self.changed += int(np.count_nonzero(~equal))
+        self.broken += int(np.count_nonzero(~finite & ~equal))
+        self._add_numbers(_wide(a[finite]), _wide(b[finite]))
+
+    def _add_numbers(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+        if a.size:
+            distance = np.abs(a - b)
+            self.largest = max(self.largest, float(distance.max()))
+            self.error += float(distance @ distance)
+            self.norm += float(np.vdot(b, b).real)
+
+    @property
+    def relative_error(self) -> float:
+        """Relate the distance to the size; infinite where there is a distance from nothing."""
+        if self.norm:
+            return math.sqrt(self.error / self.norm)
+        return math.inf if self.error else 0.0
+
+    @property
+    def rounded(self) -> str | None:
+        """Name the finest rounding that explains all and leaves the values much as they were."""
+        coarser = coarsest((self.ours.name, self.theirs.name))
+        if not self.changed:
+            return coarser if self.ours.name in _ROUNDING else self.ours.name
+        if self.broken or self.relative_error > _LARGEST_LOSS:
+            return None
+        if self.possible:
+            return self.possible[0].name
+        is_cast = self.ours != self.theirs and self.ours.name in _ROUNDING and self.theirs.name in _ROUNDING
+        return coarser if is_cast and self.relative_error <= 2 * _ROUNDING[coarser] else None
+
+
+def _equal(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Compare values; NaN is NaN, and the zeros are one."""
+    same: NDArray[np.bool_] = (a == b) | ((a != a) & (b != b))
+    return same
+
+
+def _rounded(data: NDArray[Any], source: DType, target: DType) -> NDArray[Any]:
+    return widen(cast_bytes(data, source, target).view(np.uint8), target)
+
+
+def _wide(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype("<c16" if values.dtype.kind == "c" else "<f8", copy=False)
+
+
+def judge_agreement(agreement: TensorAgreement, other: Path, options: VerifyOptions) -> Check:
+    """Turn a comparison into a check: one difference that is neither a rounding nor allowed fails it."""
+    missing = _not_allowed(agreement.only_theirs, options.allow_missing)
+    unexpected = _not_allowed(agreement.only_ours, options.allow_unexpected)
+    evidence = _evidence(agreement, missing, unexpected)
+    faults = _faults(agreement, missing, unexpected, other)
+    if not agreement.common:
+        advice = "give the file that this one was made from, or name the weights with --weights"
+        return Check(CHECK, "fail", f"no tensor has the same name in {other}", evidence, advice)
+    if faults:
+        advice = "give the file that this one was made from with --against, or convert it again"
+        return Check(CHECK, "fail", "; ".join(faults), evidence, advice)
+    if agreement.uncompared:
+        message = f"{_agreeing(agreement, other)}; {quoted(agreement.uncompared)} cannot be compared as numbers"
+        return Check(CHECK, "warn", message, evidence)
+    return Check(CHECK, "pass", _agreeing(agreement, other), evidence)
+
+
+def _not_allowed(names: Sequence[str], globs: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if not any(fnmatchcase(name, glob) for glob in globs))
+
+
+def _faults(agreement: TensorAgreement, missing: Sequence[str], unexpected: Sequence[str], other: Path) -> list[str]:
+    faults = []
+    if agreement.changed:
+        faults.append(
+            f"{len(agreement.changed)} of {agreement.common} tensors differ from {other}, {_worst(agreement)}"
+        )
+    if agreement.misfits:
+        name, ours, theirs = agreement.misfits[0]
+        faults.append(f'{len(agreement.misfits)} do not fit those of {other} ("{name}" is {ours} instead of {theirs})')
+    if missing:
+        faults.append(f"{len(missing)} tensors of {other} are missing ({quoted(missing)})")
+    if unexpected:
+        faults.append(f"{len(unexpected)} tensors are not in {other} ({quoted(unexpected)})")
+    return faults
+
+
+def _worst(agreement: TensorAgreement) -> str:
+    worst = agreement.changed[0]
+    if worst.broken:
+        return f'most of all "{worst.name}" ({worst.broken} of {worst.elements} values are finite in one file only)'
+    extent = f"{worst.changed} of {worst.elements} values, relative error {worst.relative_error:.3g}"
+    return f'most of all "{worst.name}" ({extent})'
+
+
+def _agreeing(agreement: TensorAgreement, other: Path) -> str:
+    same, rounded = len(agreement.identical), agreement.rounded
+    if not rounded:
+        return f"all {agreement.common} tensors are those of {other}, bit for bit"
+    kinds = Counter(each.rounded for each in rounded if each.changed)
+    equal = len(rounded) - kinds.total()
+    parts = [f"{same} bit for bit", *(f"{count} rounded to {dtype}" for dtype, count in kinds.most_common())]
+    parts += [f"{equal} with equal values"] if equal else []
+    return f"all {agreement.common} tensors are those of {other}: {', '.join(parts)}"
+
+
+def _evidence(agreement: TensorAgreement, missing: Sequence[str], unexpected: Sequence[str]) -> dict[str, Any]:
+    return {
+        "compared": agreement.common,
+        "identical": len(agreement.identical),
+        "rounded": len(agreement.rounded),
+        "changed": len(agreement.changed),
+        "precision": agreement.precision,
+        "missing": list(missing[:_EXAMPLES]),
+        "unexpected": list(unexpected[:_EXAMPLES]),
+        "misfits": [list(each) for each in agreement.misfits[:_EXAMPLES]],
+        "uncompared": list(agreement.uncompared[:_EXAMPLES]),
+        "most_changed": [_as_evidence(each) for each in agreement.changed[:_EXAMPLES]],
+    }
+
+
+def _as_evidence(difference: TensorDifference) -> dict[str, Any]:
+    error = difference.relative_error
+    return {
+        "key": difference.name,
+        "changed": difference.changed,
+        "elements": difference.elements,
+        "max_abs": difference.largest,
+        "relative_error": error if math.isfinite(error) else None,
+        "finite_in_one_only": difference.broken,
+    }
