@@ -162,16 +162,17 @@ def _choose_main(found: list[StateDict], layout: Layout | None) -> tuple[StateDi
     if by_habit:
         return by_habit[0], None
     mains = [state_dict for state_dict in found if state_dict.role == "main"]
-    peers = [state_dict for state_dict in found if state_dict.role == "peer" and state_dict.reason != UNKNOWN_NAME]
-    unknown = [state_dict for state_dict in found if state_dict.reason == UNKNOWN_NAME and not _is_loss(state_dict)]
-    averaged = [state_dict for state_dict in found if state_dict.role == "ema"]
     # Without a main one, a network of an unknown name (``classifier`` beside ``encoder``) is as good as a known one.
-    return _the_one([*mains, *peers] if mains else [*peers, *unknown] or averaged or found)
+    others = [state_dict for state_dict in found if state_dict.role == "peer" and not _is_incidental(state_dict, mains)]
+    averaged = [state_dict for state_dict in found if state_dict.role == "ema"]
+    return _the_one([*mains, *others] or averaged or found)
 
 
-def _is_loss(state_dict: StateDict) -> bool:
+def _is_incidental(state_dict: StateDict, mains: Sequence[StateDict]) -> bool:
+    """Tell a mapping of an unknown name that a main state dict stands above, or whose name is that of a loss."""
     name = state_dict.path[-1].lower() if state_dict.path else ""
-    return name in LOSS_ROOTS or name.endswith(LOSS_ENDINGS)
+    is_loss = name in LOSS_ROOTS or name.endswith(LOSS_ENDINGS)
+    return state_dict.reason == UNKNOWN_NAME and (bool(mains) or is_loss)
 
 
 def _the_one(wanted: list[StateDict]) -> tuple[StateDict | None, Note | None]:
@@ -188,7 +189,7 @@ def _summary(state_dict: StateDict) -> str:
     tensors = state_dict.tensors
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     first = next(iter(tensors), "")
-    return f'{state_dict.name or "main"} ({len(tensors)} tensors, {nbytes} bytes, from "{first}")'
+    return f'{state_dict.name or "main"} ({len(tensors)} tensor{"s" * (len(tensors) != 1)}, {nbytes} bytes, from "{first}")'
 
 
 # --- what to say beside it ---
