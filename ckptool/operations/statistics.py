@@ -29,15 +29,18 @@ def tensor_statistics(spec: TensorSpec, *, key: str = "") -> TensorStatistics | 
     """
     if not has_numbers(spec.dtype):
         return None
-    counted = _Counted()
+    counted = StatisticsTally()
     with np.errstate(all="ignore"):
-        for run in _runs(payload_of(spec, key=key)):
+        for run in element_runs(payload_of(spec, key=key)):
             counted.add(decode(run, spec.dtype))
     return counted.result()
 
 
-def _runs(payload: Payload) -> Iterator[memoryview]:
-    """Yield whole elements, a run at a time."""
+def element_runs(payload: Payload) -> Iterator[memoryview]:
+    """Yield the bytes of whole elements, a run at a time; a run is valid until the next one is asked for.
+
+    :raises UnreadableCheckpoint: the bytes cannot be read, or do not match their checksum.
+    """
     size = payload.dtype.itemsize
     for extent in payload.extents:
         rest = b""
@@ -50,7 +53,7 @@ def _runs(payload: Payload) -> Iterator[memoryview]:
 
 
 @dataclass(slots=True)
-class _Counted:
+class StatisticsTally:
     """Accumulate runs; ``deviation`` is the sum of squared distances from the mean (Chan, Golub and LeVeque 1979)."""
 
     elements: int = 0

@@ -1,0 +1,68 @@
+"""Judge one open file in one pass over its bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ckptool.errors import PlanRefused
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.inspection import TensorRow
+from ckptool.model.sources import Progress
+from ckptool.model.values import OpaqueTensor, TensorSpec, walk
+from ckptool.model.verification import Check, VerifyOptions
+from ckptool.operations.health.batchnorm import check_batchnorm
+from ckptool.operations.health.container import check_integrity, check_keys, check_safety
+from ckptool.operations.health.survey import survey
+from ckptool.operations.health.untrained import check_untrained
+from ckptool.operations.health.values import check_dead, check_duplicates, check_finite, check_outliers
+from ckptool.operations.module_tree import grow
+from ckptool.operations.opening import OpenedCheckpoint
+from ckptool.operations.preview import preview
+
+_Tensors = Mapping[str, TensorSpec | OpaqueTensor]
+
+
+def check_file(opened: OpenedCheckpoint, options: VerifyOptions, progress: Progress) -> tuple[Check, ...]:
+    """Check a file and the weights in it without a model; every byte that is judged is read once.
+
+    Damage is a check that fails, not an error. Where it is open which weights are meant, all tensors are judged, each
+    under its place in the file.
+    """
+    checkpoint = opened.checkpoint
+    cleaned = OpenedCheckpoint(checkpoint, options.weights, options.keys)
+    tensors = _judged(cleaned, options)
+    found = survey(checkpoint, tensors, progress)
+    return (
+        check_integrity(checkpoint, found),
+        check_safety(checkpoint.globals, checkpoint.findings),
+        check_keys(cleaned, options),
+        check_finite(found.tensors),
+        check_dead(found.tensors, _head(checkpoint, tensors), options.thresholds),
+        check_batchnorm(found.tensors),
+        check_outliers(found.tensors, options.thresholds),
+        check_duplicates(found.tensors),
+        check_untrained(found.tensors, options.thresholds),
+    )
+
+
+def _judged(cleaned: OpenedCheckpoint, options: VerifyOptions) -> _Tensors:
+    """Give the tensors under the names by which they are told."""
+    names = replace(options.keys, keep_prefixes=True) if options.as_is else options.keys
+    try:
+        return OpenedCheckpoint(cleaned.checkpoint, options.weights, names).tensors
+    except PlanRefused:
+        if cleaned.selection.chosen is not None:
+            return cleaned.state_dict.tensors
+        return {
+            "".join(path).removeprefix("."): value
+            for path, value in walk(cleaned.checkpoint.root)
+            if isinstance(value, TensorSpec | OpaqueTensor)
+        }
+
+
+def _head(checkpoint: Checkpoint, tensors: _Tensors) -> str | None:
+    """Name the layer that gives the outputs, where names and shapes tell it."""
+    rows = [TensorRow(name, name, "", tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
+    network = preview(rows, grow(rows), in_order=checkpoint.format != "safetensors")
+    return network.last.name if network is not None and network.last is not None else None

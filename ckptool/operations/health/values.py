@@ -1,0 +1,191 @@
+"""Judge the values: not finite, dead, far off, copied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+from ckptool.layouts.segments import quoted
+from ckptool.model.verification import Check, Thresholds
+from ckptool.operations.health.roles import (
+    begins_with_zero,
+    is_mask,
+    is_often_copied,
+    is_trained,
+    is_weight,
+    leaf,
+)
+from ckptool.operations.health.survey import Measured
+
+_LARGEST_WEIGHT = 1e4
+_LEAST_GROUP = 5  # below, a median and its deviation say nothing
+_LEAST_DEVIATION = 0.2  # of the logarithm of a norm: equal layers differ by chance
+_MAD_TO_STD = 1.4826
+_LEAST_COPIED = 64
+
+
+def check_finite(tensors: Sequence[Measured]) -> Check:
+    """Look for NaN and infinity in every floating tensor; masks may hold infinities."""
+    floating = [tensor for tensor in tensors if tensor.spec.dtype.kind in ("float", "complex") and tensor.statistics]
+    if not floating:
+        return Check("values.finite", "skip", "there are no floating tensors to look at")
+    bad = [tensor for tensor in floating if _is_bad(tensor)]
+    evidence = {"tensors": len(floating), "not_finite": [_not_finite(tensor) for tensor in bad]}
+    if not bad:
+        return Check("values.finite", "pass", f"every value of {len(floating)} floating tensors is finite", evidence)
+    first = bad[0]
+    message = (
+        f"{len(bad)} of {len(floating)} floating tensors hold NaN or infinity: {quoted([one.name for one in bad])} "
+        f"({_amounts(first)} in the first); {_cause_of(bad)}"
+    )
+    return Check("values.finite", "fail", message, evidence, "take an earlier checkpoint, or save this one anew")
+
+
+def _is_bad(tensor: Measured) -> bool:
+    statistics = tensor.statistics
+    return statistics is not None and (statistics.nan > 0 or (statistics.infinite > 0 and not is_mask(tensor)))
+
+
+def _not_finite(tensor: Measured) -> dict[str, Any]:
+    statistics = tensor.statistics
+    counts = (statistics.nan, statistics.infinite, statistics.elements) if statistics else (0, 0, 0)
+    return {"name": tensor.name, **dict(zip(("nan", "infinite", "elements"), counts, strict=True))}
+
+
+def _amounts(tensor: Measured) -> str:
+    found = _not_finite(tensor)
+    return f"{found['nan']:,} NaN and {found['infinite']:,} infinite of {found['elements']:,}"
+
+
+def _cause_of(bad: Iterable[Measured]) -> str:
+    only_overflow = all(
+        tensor.statistics is not None and not tensor.statistics.nan and tensor.spec.dtype.itemsize <= 2
+        for tensor in bad
+    )
+    if only_overflow:
+        return "a cast to a narrower type overflowed, most likely"
+    return "training diverged before this was saved, most likely"
+
+
+def check_dead(tensors: Sequence[Measured], head: str | None, thresholds: Thresholds) -> Check:
+    """Look for weights that are all zero or all the same; ``head`` names the layer that gives the outputs."""
+    weights = [tensor for tensor in tensors if is_weight(tensor) and not begins_with_zero(tensor.name)]
+    if not weights:
+        return Check("values.dead", "skip", "there are no weights with two dimensions or more to look at")
+    dead = [tensor for tensor in weights if is_constant(tensor)]
+    share = sum(tensor.spec.numel for tensor in dead) / sum(tensor.spec.numel for tensor in weights)
+    evidence = {
+        "weights": len(weights),
+        "dead": {tensor.name: _value(tensor) for tensor in dead},
+        "share_of_parameters": share,
+        "head": head,
+    }
+    if not dead:
+        return Check("values.dead", "pass", f"none of {len(weights)} weights is all zero or constant", evidence)
+    dead_head = [tensor.name for tensor in dead if head is not None and tensor.name == f"{head}.weight"]
+    named = ", ".join(f'"{tensor.name}" (all {_value(tensor):g})' for tensor in dead[:3])
+    more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
+    message = f"{len(dead)} of {len(weights)} weights hold one value throughout: {named}{more}"
+    if dead_head:
+        message += "; the first layer of these gives the outputs, which are the same for every input then"
+        message = message.replace("the first layer of these", f'"{dead_head[0]}"')
+    failed = bool(dead_head) or share >= thresholds.untrained_fail
+    advice = "compare with the model that was saved: these layers were not trained, or their values were lost"
+    return Check("values.dead", "fail" if failed else "warn", message, evidence, advice)
+
+
+def is_constant(tensor: Measured) -> bool:
+    """Tell whether every element has the same finite value."""
+    statistics = tensor.statistics
+    return (
+        statistics is not None
+        and statistics.elements > 1
+        and statistics.finite == statistics.elements
+        and statistics.minimum == statistics.maximum
+    )
+
+
+def _value(tensor: Measured) -> float:
+    return float(tensor.statistics.minimum or 0) if tensor.statistics is not None else math.nan
+
+
+def check_outliers(tensors: Sequence[Measured], thresholds: Thresholds) -> Check:
+    """Compare the norm of every weight with those of its kind and shape, and its largest value with a bound."""
+    weights = [tensor for tensor in tensors if is_weight(tensor) and _rms(tensor) > 0]
+    if not weights:
+        return Check("values.outliers", "skip", "there are no weights with two dimensions or more to look at")
+    far = {name: score for group in _alike(weights) for name, score in _far(group, thresholds.norm_outlier)}
+    huge = {
+        tensor.name: top for tensor in tensors if is_trained(tensor) and (top := magnitude(tensor)) > _LARGEST_WEIGHT
+    }
+    evidence = {"weights": len(weights), "norms": far, "largest": huge}
+    if not far and not huge:
+        return Check(
+            "values.outliers", "pass", f"the norms of {len(weights)} weights are alike within their kind", evidence
+        )
+    reasons = []
+    if far:
+        reasons.append(f"the norms of {quoted(list(far))} lie far from those of layers of the same kind and shape")
+    if huge:
+        reasons.append(f"{quoted(list(huge))} hold values beyond {_LARGEST_WEIGHT:g}")
+    return Check("values.outliers", "warn", "; ".join(reasons), evidence, "look at them with ckptool inspect --stats")
+
+
+def _rms(tensor: Measured) -> float:
+    statistics = tensor.statistics
+    if statistics is None or statistics.mean is None or statistics.std is None:
+        return 0.0
+    return math.hypot(statistics.mean, statistics.std)
+
+
+def magnitude(tensor: Measured) -> float:
+    """Give the largest finite magnitude, 0 where there is none."""
+    statistics = tensor.statistics
+    if statistics is None or statistics.minimum is None or statistics.maximum is None:
+        return 0.0
+    return max(abs(float(statistics.minimum)), abs(float(statistics.maximum)))
+
+
+def _alike(weights: Iterable[Measured]) -> list[list[Measured]]:
+    """Group weights by kind (the last part of the name) and shape; small groups are left out."""
+    groups: dict[Any, list[Measured]] = {}
+    for tensor in weights:
+        groups.setdefault((leaf(tensor.name), tensor.spec.shape), []).append(tensor)
+    return [group for group in groups.values() if len(group) >= _LEAST_GROUP]
+
+
+def _far(group: Sequence[Measured], limit: float) -> list[tuple[str, float]]:
+    """Give the robust z of the logarithm of each norm, for those beyond the limit."""
+    logs = [math.log(_rms(tensor)) for tensor in group]
+    middle = median(logs)
+    deviation = max(_MAD_TO_STD * median([abs(value - middle) for value in logs]), _LEAST_DEVIATION)
+    scores = [(tensor.name, (value - middle) / deviation) for tensor, value in zip(group, logs, strict=True)]
+    return [(name, score) for name, score in scores if abs(score) > limit]
+
+
+def check_duplicates(tensors: Sequence[Measured]) -> Check:
+    """Look for tensors with the same values that are no ties."""
+    candidates = [
+        tensor
+        for tensor in tensors
+        if is_trained(tensor) and tensor.spec.numel > _LEAST_COPIED and not is_constant(tensor)
+    ]
+    if not candidates:
+        return Check("values.duplicates", "skip", f"there are no trained tensors of more than {_LEAST_COPIED} elements")
+    groups: dict[Any, list[str]] = {}
+    for tensor in candidates:
+        same = (tensor.spec.dtype.name, tensor.spec.shape, tensor.crc32, tensor.statistics)
+        groups.setdefault(same, []).append(tensor.name)
+    copies = [names for names in groups.values() if len(names) > 1]
+    odd = [names for names in copies if not any(map(is_often_copied, names))]
+    evidence = {"tensors": len(candidates), "groups": copies}
+    if odd:
+        message = f"{len(odd)} groups of tensors hold the same values without being tied, {quoted(odd[0])} first"
+        advice = "one of them may have been loaded in place of the other; compare with the model that was saved"
+        return Check("values.duplicates", "warn", message, evidence, advice)
+    if copies:
+        message = f"{quoted(copies[0])} hold the same values, as tied embeddings do that are stored under each name"
+        return Check("values.duplicates", "pass", message, evidence)
+    return Check("values.duplicates", "pass", f"no two of {len(candidates)} tensors hold the same values", evidence)
