@@ -189,7 +189,8 @@ def _summary(state_dict: StateDict) -> str:
     tensors = state_dict.tensors
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     first = next(iter(tensors), "")
-    return f'{state_dict.name or "main"} ({len(tensors)} tensor{"s" * (len(tensors) != 1)}, {nbytes} bytes, from "{first}")'
+    count = "1 tensor" if len(tensors) == 1 else f"{len(tensors)} tensors"
+    return f'{state_dict.name or "main"} ({count}, {nbytes} bytes, from "{first}")'
 
 
 # --- what to say beside it ---
