@@ -37,7 +37,9 @@ class Thresholds:
     ``mutual_information`` is normalised (0 to 1): below it, predictions do not tell inputs apart. ``share`` is that of
     the most frequent class. ``dependence`` is the input-dependent share of the logits' energy: below it the output is
     constant. ``untrained_warn`` and ``untrained_fail`` are shares of the parameters that look never trained.
-    ``least_inputs`` is the number of inputs from which on a verdict is given.
+    ``least_inputs`` is the number of inputs from which on a verdict is given. ``error_...`` is the largest relative
+    error of outputs against those of ``--against``, ``top_1_...`` the least share of equal predictions, by the dtype
+    that the weights were rounded to; ``..._elsewhere`` is for answers recorded on another device or with another torch.
     """
 
     mutual_information: float = 0.05
@@ -51,6 +53,16 @@ class Thresholds:
     cross_entropy_fail: float = 0.9
     cross_entropy_warn: float = 0.7
     norm_outlier: float = 8.0
+    error_float32: float = 1e-5
+    error_float16: float = 2e-2
+    error_bfloat16: float = 5e-2
+    error_float8: float = 0.5
+    error_elsewhere: float = 1e-2
+    top_1_float32: float = 0.99
+    top_1_float16: float = 0.99
+    top_1_bfloat16: float = 0.97
+    top_1_float8: float = 0.8
+    top_1_elsewhere: float = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,20 @@ class Predictions:
     histogram: Mapping[int, int] = field(default_factory=dict)
     statistics: Mapping[str, float | None] = field(default_factory=dict)
     top: tuple[tuple[str, tuple[tuple[int, str, float], ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Set the predictions of several checkpoints of one model for the same inputs beside each other.
+
+    ``rows`` has, for each input, its name and a (class, probability) for each of ``paths``. ``agreements`` are, for
+    each of them, the numbers of its agreement with the first, by name (``top_1_agreement``, ``relative_error``,
+    ``mean_kl``, ``min_cosine``); None is undefined.
+    """
+
+    paths: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[int, float], ...]], ...]
+    agreements: tuple[Mapping[str, float | None], ...]
 
 
 @dataclass(frozen=True, slots=True)

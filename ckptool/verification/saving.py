@@ -1,0 +1,29 @@
+"""Write what verify is asked to keep: a new file, published whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ckptool.errors import OutputRefused
+from ckptool.writers import StagedFile, staging
+
+
+def require_new(path: Path) -> None:
+    """Refuse a path that exists; to be asked before the work whose result goes there.
+
+    :raises OutputRefused: it exists.
+    """
+    if path.exists() or path.is_symlink():
+        raise OutputRefused(f"{path}: exists already; name another file, or delete it first")
+
+
+def save(path: Path, write: Callable[[StagedFile], None]) -> None:
+    """Write a new file through ``write`` and publish it.
+
+    :raises OutputRefused: the path exists, cannot be created, or the disk refuses.
+    """
+    require_new(path)
+    with staging(path) as staged:
+        write(staged)
+        staged.publish()
