@@ -122,7 +122,7 @@ def fingerprint(sample: NDArray[Any]) -> Fingerprint | None:
         return None
     mean = float(sample.mean())
     scaled = (sample - mean) / std
-    kurtosis = float(np.mean(scaled**4))
+    kurtosis = float(np.mean(np.square(scaled) ** 2))
     drawn = _drawn_from(kurtosis, sample.size)
     is_centred = abs(mean) < _OTHER_ERRORS * std / math.sqrt(sample.size)
     edge = _edge(scaled) if drawn and is_centred and _is_even(scaled, kurtosis) else None
