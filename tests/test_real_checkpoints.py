@@ -676,3 +676,20 @@ def test_distributed_data_parallel(tmp_path: Path, run: Callable[..., Any]) -> N
         torch.save(content, tmp_path / f"{name}.pt")
         assert run("convert", tmp_path / f"{name}.pt", tmp_path / f"{name}.safetensors").status == 0
         assert_same(read(tmp_path / f"{name}.safetensors"), net.state_dict())
+
+
+# --- what a terminal shows ---
+
+
+def test_the_next_command_stands_on_one_line(tmp_path: Path, run: Callable[..., Any]) -> None:
+    path = tmp_path / ("a long name with blanks " * 4) / "last.ckpt"
+    path.parent.mkdir()
+    torch.save({"model": below("_orig_mod", SD)}, path)
+    view = run("inspect", path, "--color", "always").out
+    assert inspected(path, run)["next"] in view
+
+
+def test_a_network_of_one_layer_has_a_first_and_a_last(tmp_path: Path, run: Callable[..., Any]) -> None:
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "it.pt")
+    lines = [line.split("\t")[:2] for line in run("inspect", tmp_path / "it.pt").out.splitlines()]
+    assert [line for line in lines if line[0] == "layer"] == [["layer", "first"], ["layer", "last"]]

@@ -26,7 +26,8 @@ class Glyphs:
 
 _UNICODE = Glyphs("·", "→", "█", "✓", "✗", "├─ ", "└─ ", "│  ")
 _ASCII = Glyphs("-", "->", "#", "+", "x", "|- ", "`- ", "|  ")
-_ANSI = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_COLORS = {"red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_ANSI = {"bold": "1", "dim": "2", **_COLORS, **{f"bold {name}": f"1;{code}" for name, code in _COLORS.items()}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,8 +91,8 @@ def compact(value: Any) -> str:
 
 
 def _architecture(architecture: Architecture) -> Iterator[str]:
-    for layer in filter(None, (architecture.first, architecture.last)):
-        position = "first" if layer is architecture.first else "last"
+    ends = (("first", architecture.first), ("last", architecture.last))
+    for position, layer in ((position, layer) for position, layer in ends if layer is not None):
         yield row("layer", position, layer.name, layer.kind, layer.inputs, layer.outputs, shape_text(layer.shape))
     yield from (row("layers", kind, count) for kind, count in architecture.layers.items())
     yield row("widths", *architecture.widths)

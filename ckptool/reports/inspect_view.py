@@ -56,7 +56,9 @@ def view(inspection: Inspection, canvas: Canvas) -> str:
         lists.append(tree_listing(inspection.tree, canvas))
     if inspection.tensors is not None:
         lists.append(tensor_listing(inspection.tensors, canvas))
-    return head + ("\n".join(lists) if lists else canvas.draw(_sections(inspection, canvas)))
+    return head + (
+        "\n".join(lists) if lists else canvas.draw(_sections(inspection, canvas)) + _next(inspection, canvas)
+    )
 
 
 def _head(inspection: Inspection, canvas: Canvas) -> Panel:
@@ -297,10 +299,11 @@ def _notes(inspection: Inspection, canvas: Canvas) -> Lines:
             yield Text(safe_text(note.text))
 
 
-def _next(inspection: Inspection, canvas: Canvas) -> Lines:
-    # Never shortened: it is there to be copied.
-    yield Text(safe_text(inspection.next.command), "bold green")
-    yield Text(inspection.next.reason, "dim")
+def _next(inspection: Inspection, canvas: Canvas) -> str:
+    """Write the command on one line, however long: it is there to be copied, and a fold would cut it in two."""
+    title, below = canvas.paint(f"{'Next':{_TITLE_WIDTH}}", "bold cyan"), " " * _TITLE_WIDTH
+    command = canvas.paint(safe_text(inspection.next.command), "bold green")
+    return f"{title}{command}\n{below}{canvas.paint(inspection.next.reason, 'dim')}\n"
 
 
 _SECTIONS: Mapping[str, Callable[[Inspection, Canvas], Lines]] = {
@@ -314,5 +317,4 @@ _SECTIONS: Mapping[str, Callable[[Inspection, Canvas], Lines]] = {
     "Metadata": _metadata,
     "Safety": _safety,
     "Notes": _notes,
-    "Next": _next,
 }
