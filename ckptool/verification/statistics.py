@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -24,14 +25,27 @@ def as_probabilities(answers: Tensor) -> Tensor:
     return answers if are_probabilities(answers) else answers.softmax(dim=-1)
 
 
+def as_logits(answers: Tensor) -> Tensor:
+    """Give float64 values whose softmax are the probabilities, in the same forms as ``as_probabilities``."""
+    if answers.is_floating_point() and not are_probabilities(answers):
+        return answers.double()
+    return as_probabilities(answers).clamp_min(1e-12).log()
+
+
 def are_probabilities(answers: Tensor) -> bool:
     """Tell whether every row is a distribution: nothing negative, a sum of one."""
     return bool((answers >= 0).all()) and bool(((answers.sum(dim=-1) - 1).abs() < 1e-3).all())
 
 
+def without_masked(answers: Tensor) -> Tensor:
+    """Leave the classes out, [rows, classes], whose logit is -inf: they have a probability of 0, and no spread."""
+    return answers[:, answers.isfinite().all(dim=0)] if answers.is_floating_point() else answers
+
+
 def entropy(probabilities: Tensor) -> Tensor:
     """Give the entropy of each row, in nats."""
-    return torch.special.entr(probabilities).sum(dim=-1)
+    entropies: Tensor = torch.special.entr(probabilities).sum(dim=-1)
+    return entropies
 
 
 def mutual_information(probabilities: Tensor, rows: int | None = None) -> float:
@@ -58,6 +72,14 @@ def input_dependence(answers: Tensor) -> float:
     return 0.0 if energy == 0 else ((values - values.mean(dim=0)).square().sum() / energy).item()
 
 
+def spread(answers: Tensor) -> float:
+    """Give the root mean square of the answers, [rows, values], each row centred where it has several values."""
+    values = answers.double().flatten(1)
+    if values.shape[1] > 1:
+        values = values - values.mean(dim=1, keepdim=True)
+    return values.square().mean().sqrt().item()
+
+
 def relative_range(answers: Tensor) -> float:
     """Give how far the answers to two inputs are apart at most, relative to the largest of all values."""
     values = answers.double().flatten(1)
@@ -65,10 +87,15 @@ def relative_range(answers: Tensor) -> float:
     return 0.0 if largest == 0 else ((values.amax(dim=0) - values.amin(dim=0)).max() / largest).item()
 
 
-def relative_difference(one: Tensor, other: Tensor) -> float:
-    """Give the largest difference between two answers to the same inputs, relative to the largest value."""
-    largest = max(one.double().abs().max().item(), other.double().abs().max().item())
-    return 0.0 if largest == 0 else (one.double() - other.double()).abs().max().item() / largest
+def relative_difference(one: Tensor, other: Tensor, scale: Tensor) -> float:
+    """Give the largest difference between answers to the same inputs, relative to the largest finite one in ``scale``.
+
+    The same NaN or infinity on both sides is no difference; on one side it is an infinite one.
+    """
+    alike = (one == other) | (one.isnan() & other.isnan())
+    largest = scale.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+    difference = (one.double() - other.double()).abs().nan_to_num(math.inf).masked_fill(alike, 0.0).max().item()
+    return 0.0 if difference == 0 else difference / max(largest, 1e-30)
 
 
 def mean_cosine(answers: Tensor) -> float:
@@ -83,9 +110,7 @@ def mean_cosine(answers: Tensor) -> float:
 
 def histogram(classes: Tensor) -> dict[int, int]:
     """Count how often each class was predicted, the most frequent first."""
-    values, counts = classes.flatten().unique(return_counts=True)
-    pairs = zip(values.tolist(), counts.tolist(), strict=True)
-    return dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
+    return dict(sorted(Counter(classes.flatten().tolist()).items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def share_bound(count: int, total: int) -> float:

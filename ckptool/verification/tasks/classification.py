@@ -1,0 +1,176 @@
+"""One class for each input: does the class depend on the input at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ckptool.model.verification import Check
+from ckptool.verification import statistics
+from ckptool.verification.outputs import Inputs, Outputs
+from ckptool.verification.tasks.case import (
+    LOAD_ADVICE,
+    Case,
+    Measured,
+    conclude,
+    corroborations,
+    exonerations,
+    join_words,
+    name_class,
+    percent,
+    too_few,
+)
+
+# With few classes, three times chance is nearly certain: flat is then what lies within this much of chance.
+_FLAT_ABOVE_CHANCE = 0.2
+_USUAL_INFORMATION = 0.2
+# Labels speak for a model when they are so many standard deviations likelier than in random order, and as frequent
+# as it says.
+_LABEL_GAIN = 4.0
+_CALIBRATED = 0.15
+
+
+def as_classes(outputs: Outputs) -> Tensor:
+    """Give the judged answers as logits or probabilities [rows, classes], or as classes [rows]."""
+    answers = outputs.judged
+    if not answers.is_floating_point():
+        return answers.flatten()
+    rows = answers.reshape(len(answers), -1)
+    if rows.shape[1] == 1:  # the one logit (or probability) of a two-class model
+        inside = bool(((rows >= 0) & (rows <= 1)).all())
+        rows = torch.cat((1 - rows, rows) if inside else (torch.zeros_like(rows), rows), dim=1)
+    return rows
+
+
+def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
+    """Measure how much the predicted class tells about the input."""
+    answers = as_classes(outputs)
+    probabilities = statistics.as_probabilities(answers)
+    confidence, predicted = probabilities.max(dim=1)
+    histogram = statistics.histogram(predicted)
+    most = max(histogram.values())
+    rows = len(probabilities)
+    logits = statistics.as_logits(statistics.without_masked(answers))
+    return Measured(
+        {
+            "mutual_information": statistics.mutual_information(probabilities),
+            "input_dependence": statistics.input_dependence(logits),
+            "share": most / rows,
+            "share_at_least": statistics.share_bound(most, rows),
+            "mean_confidence": confidence.mean().item(),
+            "distinct_classes": float(len(histogram)),
+            "spread": statistics.spread(logits),
+            "information_without_offset": statistics.mutual_information(_without_offset(logits)),
+        },
+        probabilities.shape[1],
+        histogram,
+    )
+
+
+def _without_offset(logits: Tensor) -> Tensor:
+    """Give the probabilities once what all inputs share is taken off: a spike in the head's bias goes, no more."""
+    return (logits.double() - logits.double().mean(dim=0)).softmax(dim=1)
+
+
+def judge(case: Case, measured: Measured) -> Check:
+    """Decide: told apart, collapsed, untrained, or not to be settled with these inputs."""
+    numbers, limits = measured.statistics, case.options.thresholds
+    few = too_few(case)
+    if few:
+        return conclude(case, "inconclusive", f"{few}: {describe(case, measured)}.", numbers, case.advice)
+    low = numbers["mutual_information"] < limits.mutual_information
+    if not low and (case.in_domain or numbers["share"] < limits.share):
+        return conclude(case, "pass", f"{describe(case, measured)}.", numbers)
+    if low and case.in_domain and _labels_agree(case):
+        return conclude(case, "pass", f"{describe(case, measured)}, yet in line with the labels.", numbers)
+    reasons = corroborations(case) if low else []
+    if reasons:
+        return conclude(case, "fail", f"{describe(case, measured)}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
+    if case.in_domain and not _one_label(case) and (_is_one_class(case, measured) or _is_flat(case, measured)):
+        message = f"{describe(case, measured)}: {_explain_collapse(measured)}.{exonerations(case)}"
+        return conclude(case, "fail", message, numbers, _COLLAPSE_ADVICE)
+    return conclude(case, "inconclusive", _doubt(case, measured), numbers, _doubt_advice(case))
+
+
+_COLLAPSE_ADVICE = "check mean and std (--mean, --std), then compare with the original: --against ORIGINAL"
+
+
+def describe(case: Case, measured: Measured) -> str:
+    """Say what was predicted, with numbers."""
+    numbers, count = measured.statistics, case.inputs.count
+    information = f"mutual information {numbers['mutual_information']:.3f}"
+    if numbers["mutual_information"] < case.options.thresholds.mutual_information:
+        information += f", usual >= {_USUAL_INFORMATION}"
+    confidence = f"mean confidence {numbers['mean_confidence']:.3f}"
+    index, most = next(iter(measured.histogram.items()))
+    if len(measured.histogram) == 1:
+        return (
+            f"{count} of {count} {case.inputs.kind} inputs -> {name_class(case, index)} ({confidence}; {information})"
+        )
+    return (
+        f"{count} {case.inputs.kind} inputs -> {len(measured.histogram)} of {measured.classes} classes, "
+        f"{name_class(case, index)} for {percent(most / count)} of them ({confidence}; {information})"
+    )
+
+
+def _is_one_class(case: Case, measured: Measured) -> bool:
+    return measured.statistics["share"] >= case.options.thresholds.share
+
+
+def _is_flat(case: Case, measured: Measured) -> bool:
+    """Tell whether the confidence is about that of a guess."""
+    chance = 1 / (measured.classes or 1)
+    flat = min(case.options.thresholds.flat_confidence * chance, chance + _FLAT_ABOVE_CHANCE)
+    return measured.statistics["mean_confidence"] < flat
+
+
+def _explain_collapse(measured: Measured) -> str:
+    if measured.statistics["information_without_offset"] >= _USUAL_INFORMATION:
+        return "it sees the differences, and one constant offset outweighs them: look at the bias of the last layer"
+    return (
+        "it does not tell its inputs apart; likely causes are layers that were not loaded, lost BatchNorm statistics "
+        "or another preprocessing than in training"
+    )
+
+
+def _doubt(case: Case, measured: Measured) -> str:
+    seen = describe(case, measured)
+    if case.in_domain and _one_label(case):
+        return (
+            f"{seen}: nearly all labels are of that class too, so there is nothing to tell apart.{exonerations(case)}"
+        )
+    if case.in_domain:
+        return f"{seen}: hardly any difference between inputs, and nothing else that explains it.{exonerations(case)}"
+    return f"{seen}. These inputs are not your data: a detector of a rare class can look like this.{exonerations(case)}"
+
+
+def _doubt_advice(case: Case) -> str:
+    return "give inputs of other classes too" if case.in_domain and _one_label(case) else case.advice
+
+
+def _labels_of(case: Case) -> Tensor | None:
+    labels = case.inputs.labels
+    return None if labels is None or labels.is_floating_point() or labels.ndim != 1 else labels
+
+
+def _one_label(case: Case) -> bool:
+    """Tell whether the labels themselves are nearly all of one class, which is also the one predicted."""
+    labels = _labels_of(case)
+    if labels is None:
+        return False
+    label, count = next(iter(statistics.histogram(labels).items()))
+    predicted = statistics.as_probabilities(as_classes(case.outputs)).argmax(dim=1)
+    agreed = (predicted == label).double().mean().item()
+    return min(count / len(labels), agreed) >= case.options.thresholds.share
+
+
+def _labels_agree(case: Case) -> bool:
+    """Tell whether labels follow the probabilities, and are as frequent as these say: honest about a vague world."""
+    labels = _labels_of(case)
+    probabilities = statistics.as_probabilities(as_classes(case.outputs))
+    if labels is None or int(labels.max()) >= probabilities.shape[1] or int(labels.min()) < 0:
+        return False
+    said = probabilities.mean(dim=0)
+    found = torch.nn.functional.one_hot(labels.long(), probabilities.shape[1]).double().mean(dim=0)
+    calibrated = (said - found).abs().max().item() <= _CALIBRATED
+    return calibrated and statistics.label_gain(probabilities, labels) >= _LABEL_GAIN

@@ -1,0 +1,59 @@
+"""A vector for each input: do different inputs point into different directions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ckptool.model.verification import Check
+from ckptool.verification import statistics
+from ckptool.verification.outputs import Inputs, Outputs
+from ckptool.verification.tasks.case import (
+    LOAD_ADVICE,
+    Case,
+    Measured,
+    conclude,
+    corroborations,
+    exonerations,
+    join_words,
+    too_few,
+)
+
+_MOST_COSINE = 0.9
+_LEAST_DEPENDENCE = 0.1
+
+
+def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
+    """Measure how far the vectors spread."""
+    vectors = _vectors(outputs.judged)
+    return Measured(
+        {
+            "mean_cosine": statistics.mean_cosine(vectors),
+            "input_dependence": statistics.input_dependence(vectors),
+            "spread": statistics.spread(vectors),
+        }
+    )
+
+
+def _vectors(answers: Tensor) -> Tensor:
+    """Give one vector per input: the mean over the positions of a sequence."""
+    return answers.double().mean(dim=1) if answers.ndim == 3 else answers.double().flatten(1)
+
+
+def judge(case: Case, measured: Measured) -> Check:
+    """Decide by the cosine of pairs and the input dependence."""
+    numbers = measured.statistics
+    seen = (
+        f"{case.inputs.count} {case.inputs.kind} inputs -> vectors with a mean cosine of {numbers['mean_cosine']:.2f} "
+        f"(input dependence {numbers['input_dependence']:.2g}"
+    )
+    few = too_few(case)
+    if few:
+        return conclude(case, "inconclusive", f"{few}: {seen}).", numbers, case.advice)
+    if numbers["mean_cosine"] <= _MOST_COSINE and numbers["input_dependence"] >= _LEAST_DEPENDENCE:
+        return conclude(case, "pass", f"{seen}).", numbers)
+    seen = f"{seen}; usual <= {_MOST_COSINE} and >= {_LEAST_DEPENDENCE})"
+    reasons = corroborations(case)
+    if reasons:
+        return conclude(case, "fail", f"{seen}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
+    message = f"{seen}: different inputs get nearly the same vector.{exonerations(case)}"
+    return conclude(case, "warn" if case.in_domain else "inconclusive", message, numbers, case.advice)

@@ -1,0 +1,67 @@
+"""Any number of labels for each input: does any of them depend on the input."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ckptool.model.verification import Check
+from ckptool.verification import statistics
+from ckptool.verification.outputs import Inputs, Outputs
+from ckptool.verification.tasks.case import (
+    LOAD_ADVICE,
+    Case,
+    Measured,
+    conclude,
+    corroborations,
+    exonerations,
+    join_words,
+    percent,
+    too_few,
+)
+
+# A label is constant when its logit moves by less than this much of what the logits measure.
+_CONSTANT = 1e-3
+
+
+def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
+    """Measure how many labels move with the input."""
+    answers = outputs.judged.reshape(len(outputs.judged), -1).double()
+    logits = _as_logits(answers)
+    scale = max(logits.square().mean().sqrt().item(), 1e-30)
+    deviations = logits.std(dim=0, correction=0)
+    positive = (logits > 0).sum(dim=0)
+    counts = {index: count for index, count in enumerate(positive.tolist()) if count}
+    return Measured(
+        {
+            "input_dependence": statistics.input_dependence(logits),
+            "constant_labels": (deviations < _CONSTANT * scale).double().mean().item(),
+            "labels_per_input": (logits > 0).double().sum(dim=1).mean().item(),
+            "spread": statistics.spread(logits),
+        },
+        logits.shape[1],
+        dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))),
+    )
+
+
+def _as_logits(answers: Tensor) -> Tensor:
+    inside = bool(((answers >= 0) & (answers <= 1)).all())
+    return answers.clamp(1e-7, 1 - 1e-7).logit() if inside else answers
+
+
+def judge(case: Case, measured: Measured) -> Check:
+    """Decide by the share of labels that never move; that all are below a half is usual and says nothing."""
+    numbers, limits = measured.statistics, case.options.thresholds
+    seen = (
+        f"{case.inputs.count} {case.inputs.kind} inputs -> {numbers['labels_per_input']:.3g} of {measured.classes} "
+        f"labels each ({percent(numbers['constant_labels'])} of the labels never move; input dependence "
+        f"{numbers['input_dependence']:.3g})"
+    )
+    few = too_few(case)
+    if few:
+        return conclude(case, "inconclusive", f"{few}: {seen}.", numbers, case.advice)
+    if numbers["constant_labels"] < limits.share:
+        return conclude(case, "pass", f"{seen}.", numbers)
+    reasons = corroborations(case)
+    if reasons:
+        return conclude(case, "fail", f"{seen}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
+    return conclude(case, "inconclusive", f"{seen}.{exonerations(case)}", numbers, case.advice)
