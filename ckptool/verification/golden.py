@@ -152,7 +152,7 @@ class _Memory:
 def _planned(tensor: Tensor) -> PlannedTensor:
     dtype = dtypes.BY_NAME[str(tensor.dtype).removeprefix("torch.")]
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    source = _Memory(memoryview(data))
+    source = _Memory(data.data)
     extents = (Extent(source, 0, source.nbytes),) if source.nbytes else ()
     return PlannedTensor(dtype, tuple(tensor.shape), Payload(dtype, tensor.numel(), extents))
 
