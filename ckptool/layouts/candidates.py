@@ -11,6 +11,7 @@ from ckptool.layouts.producers import Layout
 from ckptool.model.plans import CLEAN_MARK, Role, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec
 
+_TENSORS = (TensorSpec, OpaqueTensor)
 MAX_DEPTH = 4
 MAX_LIST = 64  # longer lists hold steps or shapes, not models
 
@@ -102,7 +103,7 @@ def is_skipped(name: str) -> bool:
 
 
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, TensorSpec | OpaqueTensor)
+    return isinstance(value, _TENSORS)
 
 
 def is_optimizer_like(value: Any) -> bool:
@@ -119,12 +120,12 @@ def _is_weights_like(value: Any) -> bool:
     tensors = [(key, child) for key, child in value.pairs if _is_tensor(child)]
     if not tensors or not all(type(key) is str for key, _ in value.pairs):
         return False
-    judged = sum(not _says_nothing(key, child) for key, child in value.pairs)
+    judged = len(value.pairs) - sum([_says_nothing(key, child) for key, child in value.pairs])
     return 2 * len(tensors) >= judged and not all(_is_side_value(key, child) for key, child in tensors)
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    return value is None or isinstance(value, bytes | str) or key.endswith("_extra_state")
+    return value is None or type(value) in (bytes, str) or key.endswith("_extra_state")
 
 
 def _is_side_value(key: str, value: TensorSpec | OpaqueTensor) -> bool:
@@ -137,7 +138,7 @@ def _holds_state_dict(value: DictNode) -> bool:
     return any(
         is_module(child) or _is_weights_like(child)
         for key, child in value.pairs
-        if type(key) is str and not key.endswith("_extra_state")
+        if type(child) is not TensorSpec and type(key) is str and not key.endswith("_extra_state")
     )
 
 

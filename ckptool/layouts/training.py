@@ -20,7 +20,7 @@ from ckptool.layouts.segments import (
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.plans import Selection, StateDict
 from ckptool.model.training import Fact, Training
-from ckptool.model.values import DictNode, OpaqueTensor
+from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
 
 EPOCH_PATHS = (
     "epoch",
@@ -166,10 +166,11 @@ def _mode(root: Any) -> Fact | None:
 
 def _metrics(root: Any) -> dict[str, Fact]:
     facts = dict(_callback_metrics(root))
-    for path, name, value in _named_values(root):
-        score = number(value) if _is_metric_name(name) else None
+    for place, name, value in _named_values(root):
+        is_one = type(value) is not TensorSpec or value.numel == 1  # cheaper to know than what a name says
+        score = number(value) if is_one and _is_metric_name(name) else None
         if score is not None:
-            facts.setdefault(name, Fact(score, path))
+            facts.setdefault(name, Fact(score, f"{place}.{name}".lstrip(".")))
     return facts
 
 
@@ -184,11 +185,11 @@ def _callback_metrics(root: Any) -> Iterator[tuple[str, Fact]]:
 
 
 def _named_values(root: Any) -> Iterator[tuple[str, str, Any]]:
-    """Yield (path, name, value) of the places where trainers keep scores: the root and a few mappings in it."""
+    """Yield (place, name, value) from the places where trainers keep scores: the root and a few mappings in it."""
     for place in ("", *METRIC_PLACES):
         node = lookup(root, place) if place else root
         if isinstance(node, DictNode):
-            yield from ((f"{place}.{name}".lstrip("."), name, value) for name, value in node.text_items().items())
+            yield from ((place, name, value) for name, value in node.text_items().items())
 
 
 def _is_metric_name(name: str) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ckptool.model.dtypes import DType
 from ckptool.model.sources import ByteSource
 from ckptool.model.values import OpaqueTensor, TensorSpec
 
 Role = Literal["main", "ema", "raw", "peer"]
+_TENSORS = (TensorSpec, OpaqueTensor)
 Certainty = Literal["certain", "assumed", "reference", "explicit"]
 
 
@@ -64,7 +65,7 @@ class StateDict:
     @property
     def tensors(self) -> dict[str, TensorSpec | OpaqueTensor]:
         """Give the entries that are tensors."""
-        return {key: value for key, value in self.entries.items() if isinstance(value, TensorSpec | OpaqueTensor)}
+        return {key: value for key, value in self.entries.items() if isinstance(value, _TENSORS)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +106,11 @@ class KeyOptions:
     add_prefix: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyMove:
-    """Map one source key to its target, or to None with the reason for which it is dropped."""
+class KeyMove(NamedTuple):
+    """Map one source key to its target, or to None with the reason for which it is dropped.
+
+    A named tuple, because 50,000 of them have to cost next to nothing.
+    """
 
     source: str
     target: str | None

@@ -138,14 +138,20 @@ def _plan(selection: Selection, options: InspectOptions) -> tuple[KeyPlan | None
 
 def _examples(renamed: Iterable[KeyMove]) -> tuple[KeyMove, ...]:
     """Take the first key for each distinct way of losing segments."""
-    found: dict[tuple[str, ...], KeyMove] = {}
+    found: dict[str | tuple[str, ...], KeyMove] = {}
     for move in renamed:
-        kept = set((move.target or "").split("."))
-        lost = tuple(segment for segment in move.source.split(".") if segment not in kept)
-        found.setdefault(lost, move)
-        if len(found) == _MAX_EXAMPLES:
-            break
+        target = move.target or ""
+        lost = move.source[: -len(target)] if move.source.endswith(target) else _lost(move.source, target)
+        if lost not in found:
+            found[lost] = move
+            if len(found) == _MAX_EXAMPLES:
+                break
     return tuple(found.values())
+
+
+def _lost(source: str, target: str) -> tuple[str, ...]:
+    kept = set(target.split("."))
+    return tuple([segment for segment in source.split(".") if segment not in kept])
 
 
 def _named(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> list[_Named]:

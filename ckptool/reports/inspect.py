@@ -71,8 +71,8 @@ def _keys(keys: KeySummary) -> dict[str, Any]:
         "certainty": keys.certainty,
         "wrappers": list(map(asdict, keys.wrappers)),
         "renamed": keys.renamed,
-        "examples": list(map(asdict, keys.examples)),
-        "dropped": list(map(asdict, keys.dropped)),
+        "examples": [move._asdict() for move in keys.examples],
+        "dropped": [move._asdict() for move in keys.dropped],
         "refusal": keys.refusal and asdict(keys.refusal),
     }
 
