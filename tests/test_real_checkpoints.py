@@ -6,12 +6,14 @@ import argparse
 import copy
 import json
 import shlex
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -459,6 +461,36 @@ def test_quantized_entries_are_announced(tmp_path: Path, run: Callable[..., Any]
     torch.save(quantized(), tmp_path / "it.pt")
     (note,) = inspected(tmp_path / "it.pt", run)["notes"]
     assert note["text"] == "2 of 8 entries hold quantized tensors, which ckptool does not write"
+
+
+@pytest.fixture
+def settings_class(monkeypatch: pytest.MonkeyPatch) -> type:
+    """Give a mapping under the name of addict's, which pickles its pairs one by one."""
+    module = ModuleType("addict")
+    kind = type("Dict", (dict,), {"__module__": "addict"})
+    module.Dict = kind  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "addict", module)
+    return kind
+
+
+def test_nested_settings_keep_their_own_values(settings_class: type, tmp_path: Path, run: Callable[..., Any]) -> None:
+    def nested(value: Any) -> Any:
+        if isinstance(value, dict):
+            return settings_class({name: nested(child) for name, child in value.items()})
+        return [nested(child) for child in value] if isinstance(value, list) else value
+
+    settings = {f"stage{index}": {"width": index, "blocks": [{"depth": index}, {"stride": 2}]} for index in range(8)}
+    torch.save({"model": SD, "config": nested(settings)}, tmp_path / "it.pt")
+    assert inspected(tmp_path / "it.pt", run)["hyper_parameters"] == settings
+
+
+def test_a_network_among_the_settings_shows_its_settings_only(tmp_path: Path, run: Callable[..., Any]) -> None:
+    settings = {"net": NET, "loss": nn.CrossEntropyLoss(label_smoothing=0.25), "lr": 0.5}
+    torch.save({"model": SD, "hyper_parameters": settings}, tmp_path / "it.pt")
+    shown = inspected(tmp_path / "it.pt", run)["hyper_parameters"]
+    assert shown["net"] == {"$class": f"{Net.__module__}.Net"}
+    assert shown["loss"].items() >= {"label_smoothing": 0.25, "reduction": "mean"}.items()
+    assert "_modules" not in shown["loss"]
 
 
 # --- files of the frameworks themselves ---

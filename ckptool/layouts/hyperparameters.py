@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ckptool.layouts.modules import is_module
 from ckptool.layouts.producers import lookup
 from ckptool.model.values import DictNode, Stub
 
@@ -42,36 +43,50 @@ def plain_config(value: Any) -> Any:
     return _plain(value, {}, 0)
 
 
-def _plain(value: Any, known: dict[int, Any], depth: int) -> Any:
-    """Convert a tree that may share nodes and hold cycles: a node is entered before its children are."""
+def _plain(value: Any, known: dict[int, tuple[Any, Any]], depth: int) -> Any:
+    """Convert a tree that may share nodes and hold cycles: a node is entered before its children are.
+
+    ``known`` keeps each node beside what it became: an identity is only its own while the object lives.
+    """
     if id(value) in known:
-        return known[id(value)]
-    if depth > MAX_DEPTH:
+        return known[id(value)][1]
+    if depth > MAX_DEPTH or not isinstance(value, Stub | DictNode | list | tuple):
         return value
+    if isinstance(value, tuple):
+        return tuple(_plain(child, known, depth + 1) for child in value)
     if isinstance(value, Stub):
         inner = _unwrap(value)
         if inner is value:
             return value
         # A box that holds itself has no content to show.
-        known[id(value)] = None
-        known[id(value)] = _plain(inner, known, depth + 1)
-        return known[id(value)]
-    if isinstance(value, DictNode):
-        node = known[id(value)] = DictNode(type_name=value.type_name)
+        known[id(value)] = value, None
+        known[id(value)] = value, _plain(inner, known, depth + 1)
+    elif isinstance(value, DictNode):
+        node = DictNode(type_name=value.type_name)
+        known[id(value)] = value, node
         node.pairs.extend((key, _plain(child, known, depth + 1)) for key, child in value.pairs)
-        return node
-    if isinstance(value, list):
+    else:
         items: list[Any] = []
-        known[id(value)] = items
+        known[id(value)] = value, items
         items.extend(_plain(child, known, depth + 1) for child in value)
-        return items
-    return tuple(_plain(child, known, depth + 1) for child in value) if isinstance(value, tuple) else value
+    return known[id(value)][1]
 
 
 def _unwrap(stub: Stub) -> Any:
+    if is_module(stub):
+        return _settings_of(stub)
     unwrapper = _UNWRAPPERS.get((stub.ref.module.partition(".")[0], stub.ref.name))
     found = unwrapper(stub) if unwrapper is not None else _MISSING
     return stub if found is _MISSING else found
+
+
+def _settings_of(module: Stub) -> Stub:
+    """Give a pickled ``nn.Module`` without its parameters, modules and hooks: a network is no setting."""
+    fields = module.fields
+    if fields is None or "_modules" not in fields:
+        return module
+    own = [(key, value) for key, value in fields.text_items().items() if not key.startswith("_") and key != "training"]
+    return Stub(module.ref, state=DictNode(own))
 
 
 def _fields(stub: Stub) -> Any:
