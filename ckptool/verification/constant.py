@@ -11,7 +11,7 @@ from ckptool.model.verification import Check
 from ckptool.verification.device import Batch, evaluating
 from ckptool.verification.outputs import Inputs, run_batch
 from ckptool.verification.statistics import are_probabilities, input_dependence, relative_difference, relative_range
-from ckptool.verification.tasks.case import LOAD_ADVICE, Case, corroborations, exonerations, join_words
+from ckptool.verification.tasks.case import LOAD_ADVICE, Case, causes, corroborations, exonerations, join_words
 
 _ID = "output.constant"
 _LEAST_RANGE = 1e-5
@@ -21,14 +21,14 @@ _SATURATED = 1 - 1e-4
 _ONLY_RANGE = ("regression", "detection")
 
 
-def check_constant(case: Case, model: nn.Module, device: torch.device) -> Check:
+def check_constant(case: Case, device: torch.device) -> Check:
     """Judge whether the answers depend on the inputs, and on each of several inputs."""
     evidence = _measure(case)
     if _are_the_same(case.inputs):
         return Check(_ID, "inconclusive", "all inputs are the same, so the answers have to be", evidence, case.advice)
     if _is_constant(case, evidence):
         return _judge_constant(case, evidence)
-    dead = find_dead_inputs(model, next(iter(case.inputs.batches())), device)
+    dead = find_dead_inputs(case.model, next(iter(case.inputs.batches())), device)
     if dead:
         return _judge_dead(case, dead, evidence)
     return Check(_ID, "pass", f"the answers to {case.inputs.count} inputs depend on the input", evidence)
@@ -57,8 +57,8 @@ def _judge_constant(case: Case, evidence: Mapping[str, float]) -> Check:
     if _is_saturated(case.outputs.judged) and not case.in_domain:
         message = f"{seen}: probabilities this near to one cannot differ.{exonerations(case)}"
         return Check(_ID, "inconclusive", message, evidence, case.advice)
-    reasons = corroborations(case) or ["likely causes are a layer that is zero or was not loaded, or dead activations"]
-    return Check(_ID, "fail", f"{seen}: {join_words(reasons)}.", evidence, LOAD_ADVICE)
+    reasons = join_words(corroborations(case)) or causes(case, "likely causes are damaged layers or dead activations")
+    return Check(_ID, "fail", f"{seen}: {reasons}.", evidence, LOAD_ADVICE)
 
 
 def _is_saturated(answers: Tensor) -> bool:

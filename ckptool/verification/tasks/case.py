@@ -11,6 +11,7 @@ from torch import nn
 from ckptool.model.loading import LoadReport
 from ckptool.model.verification import Check, CheckStatus, Task, VerifyOptions
 from ckptool.verification.outputs import Inputs, Outputs
+from ckptool.verification.suspects import name_suspects
 
 ID = "output.diverse"
 IN_DOMAIN = "in-domain"
@@ -62,6 +63,7 @@ class Case:
     """Hold all that a verdict on the answers depends on; ``fresh`` builds and runs the copies when first asked."""
 
     task: Task
+    model: nn.Module
     inputs: Inputs
     outputs: Outputs
     options: VerifyOptions
@@ -117,6 +119,11 @@ def _say_untrained(case: Case) -> str | None:
     if share is None or share < case.options.thresholds.untrained_warn:
         return None
     return f"{percent(share)} of the parameters look never trained"
+
+
+def causes(case: Case, otherwise: str) -> str:
+    """Say what in the weights looks like the cause, or what it is ``otherwise`` likely to be."""
+    return join_words(name_suspects(case.model)) or otherwise
 
 
 def exonerations(case: Case) -> str:

@@ -8,10 +8,12 @@ from torch import Tensor
 from ckptool.model.verification import Check
 from ckptool.verification import statistics
 from ckptool.verification.outputs import Inputs, Outputs
+from ckptool.verification.suspects import name_spike
 from ckptool.verification.tasks.case import (
     LOAD_ADVICE,
     Case,
     Measured,
+    causes,
     conclude,
     corroborations,
     exonerations,
@@ -87,11 +89,12 @@ def judge(case: Case, measured: Measured) -> Check:
     if reasons:
         return conclude(case, "fail", f"{describe(case, measured)}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
     if case.in_domain and not _one_label(case) and (_is_one_class(case, measured) or _is_flat(case, measured)):
-        message = f"{describe(case, measured)}: {_explain_collapse(measured)}.{exonerations(case)}"
+        message = f"{describe(case, measured)}: {_explain_collapse(case, measured)}.{exonerations(case)}"
         return conclude(case, "fail", message, numbers, _COLLAPSE_ADVICE)
     return conclude(case, "inconclusive", _doubt(case, measured), numbers, _doubt_advice(case))
 
 
+_LIKELY_CAUSES = "likely causes are damaged layers, lost BatchNorm statistics or another preprocessing than in training"
 _COLLAPSE_ADVICE = "check mean and std (--mean, --std), then compare with the original: --against ORIGINAL"
 
 
@@ -124,13 +127,12 @@ def _is_flat(case: Case, measured: Measured) -> bool:
     return measured.statistics["mean_confidence"] < flat
 
 
-def _explain_collapse(measured: Measured) -> str:
+def _explain_collapse(case: Case, measured: Measured) -> str:
     if measured.statistics["information_without_offset"] >= _USUAL_INFORMATION:
-        return "it sees the differences, and one constant offset outweighs them: look at the bias of the last layer"
-    return (
-        "it does not tell its inputs apart; likely causes are layers that were not loaded, lost BatchNorm statistics "
-        "or another preprocessing than in training"
-    )
+        leading = next(iter(measured.histogram))
+        spike = name_spike(case.model, measured.classes, leading) or "look at the bias of the last layer"
+        return f"it sees the differences, and one constant offset outweighs them ({spike})"
+    return f"it does not tell its inputs apart; {causes(case, _LIKELY_CAUSES)}"
 
 
 def _doubt(case: Case, measured: Measured) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.model.verification import Task
-from ckptool.verification.device import Batch, call_model, evaluating, move, take_inputs
+from ckptool.verification.device import Batch, call_model, evaluating, move
 from ckptool.verification.finite import watching
 from ckptool.verification.outputs import Inputs, Outputs, run_batch
 from ckptool.verification.tasks.language import tokens_of
@@ -97,7 +97,7 @@ def _task_of_layer(model: nn.Module, batch: Batch, device: torch.device, width: 
             last[:] = [module]
 
     with evaluating(model), watching(model, look):
-        call_model(model, move(take_inputs(batch, 0, 1), device))
+        call_model(model, move(batch, device))
     if not last or last[0] is model:
         return "classification"
     widths = {getattr(last[0], name, None) for name in ("out_features", "out_channels")}
@@ -106,7 +106,7 @@ def _task_of_layer(model: nn.Module, batch: Batch, device: torch.device, width: 
 
 def reads_left_to_right(model: nn.Module, inputs: Inputs, device: torch.device) -> bool:
     """Tell whether another last token leaves the answers at the first positions as they are."""
-    batch = take_inputs(next(iter(inputs.batches())), 0, 1)
+    batch = next(iter(inputs.batches()))
     tokens = tokens_of(batch)
     if tokens is None or tokens.shape[1] < 2:
         return False
