@@ -9,7 +9,7 @@ from ckptool.model.values import OpaqueTensor, Stub, TensorSpec, walk
 
 def whole_tensors(entries: dict[str, Any]) -> dict[str, Any]:
     """Give distributed tensors that are all on this rank as the plain tensors that they are."""
-    if all(type(value) is not OpaqueTensor for value in entries.values()):
+    if OpaqueTensor not in set(map(type, entries.values())):
         return entries
     return {key: whole_tensor(value) for key, value in entries.items()}
 

@@ -25,6 +25,7 @@ from ckptool.layouts.segments import (
     without_all,
 )
 from ckptool.model.plans import KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
+from ckptool.model.values import TensorSpec
 
 DEFAULT_OPTIONS = KeyOptions()
 
@@ -103,7 +104,7 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
                 f"{quoted(flat)}: FSDP flattened whole modules into one buffer, their names are not in the file; save "
                 "a full state dict (FULL_STATE_DICT)",
             )
-    shards = [key for key, value in draft.entries.items() if is_shard(value)]
+    shards = [key for key, value in draft.entries.items() if type(value) is not TensorSpec and is_shard(value)]
     if shards:
         raise PlanRefused(
             "sharded",

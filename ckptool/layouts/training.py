@@ -289,10 +289,11 @@ def _strategy(selection: Selection, settings: DictNode, sources: Sequence[str]) 
 
 
 def _sharded(selection: Selection, keys: list[str]) -> Fact | None:
-    if any(key.rpartition(".")[2] in FLAT_LEAVES for key in keys):
+    if "flat_param" in "\n".join(keys) and any(key.rpartition(".")[2] in FLAT_LEAVES for key in keys):
         return Fact("fsdp", "parameters are flattened")
-    tensors = (value for state_dict in selection.candidates for value in state_dict.entries.values())
-    opaque = next((value for value in tensors if isinstance(value, OpaqueTensor) and value.kind in _SHARDED), None)
+    tensors = [value for state_dict in selection.candidates for value in state_dict.entries.values()]
+    others = [value for value in tensors if type(value) is not TensorSpec]
+    opaque = next((value for value in others if isinstance(value, OpaqueTensor) and value.kind in _SHARDED), None)
     return None if opaque is None else Fact("fsdp", f"tensors are stored as {_SHARDED[opaque.kind]}")
 
 

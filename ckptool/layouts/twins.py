@@ -23,7 +23,7 @@ def dotless_twins(names: Collection[str]) -> dict[str, str]:
     cannot be turned back from the name alone.
     """
     flat = [name for name in names if name.startswith("model_ema.") and name not in LITEMA_COUNTERS]
-    below = {name: name.removeprefix("model.") for name in names if name.startswith("model.")}
+    below = {name: name.removeprefix("model.") for name in names if name.startswith("model.")} if flat else {}
     return _matched(flat, {name: "model_ema." + tail.replace(".", "") for name, tail in below.items()})
 
 

@@ -36,8 +36,8 @@ class Producer:
     container: str = ""
 
 
-# Stands in the root's entry of ``_metadata`` where a container was kept around clean keys: there, its trainer's habit of
-# putting the network below ``model`` is no evidence any more. ``load_state_dict`` only asks that entry for a version.
+# Stands in the root's entry of ``_metadata`` where a container was kept around clean keys: there, its trainer's habit
+# of putting the network below ``model`` is no evidence any more. ``load_state_dict`` only asks that entry for a version.
 CLEAN_MARK = "ckptool_clean"
 
 
@@ -65,6 +65,8 @@ class StateDict:
     @property
     def tensors(self) -> dict[str, TensorSpec | OpaqueTensor]:
         """Give the entries that are tensors."""
+        if set(map(type, self.entries.values())).issubset(_TENSORS):
+            return dict(self.entries)
         return {key: value for key, value in self.entries.items() if isinstance(value, _TENSORS)}
 
 

@@ -262,7 +262,14 @@ def _ties(tied: Iterable[tuple[str, ...]], named: Iterable[_Named]) -> tuple[tup
 
 def _dtype_shares(tensors: Iterable[Tensor]) -> tuple[DTypeShare, ...]:
     """Sum up by element type; tensors of one type and shape are counted before they are multiplied."""
-    alike = Counter([(_dtype_name(tensor), tensor.shape, _opaque_bytes(tensor)) for tensor in tensors])
+    alike = Counter(
+        [
+            (tensor.dtype.name, tensor.shape, None)
+            if type(tensor) is TensorSpec
+            else (_dtype_name(tensor), tensor.shape, _opaque_bytes(tensor))
+            for tensor in tensors
+        ]
+    )
     groups: dict[str, list[int]] = {}
     for (name, shape, opaque_bytes), count in alike.items():
         elements = 0 if shape is None else math.prod(shape)

@@ -78,7 +78,8 @@ class _Tally:
         """Count the bytes that the tensors of each group show."""
         counted: dict[Group, int] = {"weights": 0, "ema": 0, "optimizer": 0, "other": 0}
         for storage, specs in self.shown.items():
-            counted[self.owner[storage]] += _covered(storage, specs)
+            is_whole = len(specs) == 1 and specs[0].nbytes == storage.nbytes and specs[0].is_contiguous
+            counted[self.owner[storage]] += storage.nbytes if is_whole else _covered(storage, specs)
         return counted
 
 
@@ -87,8 +88,6 @@ _PLAIN = (str, int, float, bool, type(None))
 
 def _covered(storage: Storage, specs: list[TensorSpec]) -> int:
     """Count the bytes of a storage that its views show; views with gaps are taken as disjoint from all others."""
-    if len(specs) == 1 and specs[0].nbytes == storage.nbytes and specs[0].is_contiguous:
-        return storage.nbytes
     ranges: list[tuple[int, int]] = []
     scattered: dict[tuple[Any, ...], int] = {}
     for spec in specs:

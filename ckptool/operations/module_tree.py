@@ -12,12 +12,14 @@ from ckptool.model.inspection import ModuleNode, TensorRow
 MAX_DEPTH = 64
 
 
-@dataclass(slots=True)
 class Branch:
     """Hold one level of names: the tensor that ends here, if any, and what goes on."""
 
-    leaf: TensorRow | None = None
-    below: dict[str, Branch] = field(default_factory=dict)
+    __slots__ = ("below", "leaf")
+
+    def __init__(self) -> None:
+        self.leaf: TensorRow | None = None
+        self.below: dict[str, Branch] = {}
 
 
 def grow(rows: Iterable[TensorRow]) -> Branch:
