@@ -174,10 +174,13 @@ class _Runner(Generic[Answer]):
     @property
     def notes(self) -> tuple[Note, ...]:
         """Say what became of the batch size."""
-        if self._limit is None:
-            return ()
-        text = f"{self._device} ran out of memory with {self._asked} inputs at once; the batch size is now"
-        return (Note("smaller-batch", f"{text} {self._limit}: --batch-size {self._limit} asks for that at once"),)
+        return () if self._limit is None else (halved_note(self._device, self._asked, self._limit),)
+
+
+def halved_note(device: torch.device, asked: int, left: int) -> Note:
+    """Say what became of a batch size."""
+    text = f"{device} ran out of memory with {asked} inputs at once; the batch size is now {left}"
+    return Note("smaller-batch", f"{text}: --batch-size {left} asks for that at once")
 
 
 def call_model(model: nn.Module, batch: Batch) -> Any:

@@ -106,8 +106,8 @@ def _measure_classes(logits: Tensor, labels: Tensor) -> Metrics:
 def _measure_labels(logits: Tensor, labels: Tensor) -> Metrics:
     if logits.shape != labels.shape or not bool(((labels == 0) | (labels == 1)).all()):
         raise CkptoolError(
-            f"the labels have the shape {list(labels.shape)}, the answers {list(logits.shape)}; give several labels per "
-            "input as a table of 0 and 1 with a column for each"
+            f"the labels have the shape {list(labels.shape)}, the answers {list(logits.shape)}; give several labels an "
+            "input as a table of 0 and 1, a column for each"
         )
     finite = logits.isfinite().all(dim=1)
     true, chosen = labels == 1, (logits > 0) & finite[:, None]
