@@ -577,7 +577,6 @@ LAUGHS = {
     "memo": b"(lq\x00" + b"".join(b"0(" + b"h%c" % i * 10 + b"lq%c" % (i + 1) for i in range(60)),
     "tuple": b"(tq\x00" + b"".join(b"0(" + b"h%c" % i * 10 + b"tq%c" % (i + 1) for i in range(60)),
     "duplicated": b"]" + b"22\x87" * 60,
-    "keys": b")" + b"2\x86" * 60 + b"\x94}h\x00Ns",
     "values": b"}" + b"q\x00" + b"".join(b"}(K\x01h%cK\x02h%cuq%c" % (i, i, i + 1) for i in range(60)),
 }
 
@@ -596,6 +595,8 @@ def test_shared_values_cost_nothing(name: str) -> None:
         b"\x80\x02})" + b"\x85" * 1_000_000 + b"Ns.",
         b"]" * 100_000 + b"a" * 99_999 + b".",
         b"(" * 1_000_000 + b".",
+        b")" + b"2\x86" * 60 + b"\x94}h\x00Ns.",  # a key that takes Python years to hash
+        b")" + b"2\x86" * 9 + b"\x94}(" + b"h\x00N" * 100_000 + b"u.",
         b"cm\nC\n" + b")R" + b"\x85cm\nC\n\x90" * 3,
         b"cm\nC\nq\x00)" + b"R\x85h\x00\x8e" * 1 + b".",
         b"}" + b"}" * 300 + b"Ns" * 300 + b".",

@@ -16,8 +16,9 @@ from ckptool.model.plans import KeyOptions
 # ruff: noqa: UP045
 
 Paths = Annotated[list[Path], typer.Argument(help="Checkpoint files.", show_default=False, metavar="[PATH]...")]
+# As text: a path forgets the slash at its end, with which OUT would be a folder.
 InputsAndOutput = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(help="IN and OUT: the checkpoint, then the file to write.", show_default=False, metavar="[PATH]..."),
 ]
 

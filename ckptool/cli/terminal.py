@@ -37,9 +37,8 @@ def detect(color: str, quiet: bool = False) -> Terminal:
 
 
 def complain(message: str) -> None:
-    """Write one refusal to stderr; foreign characters are escaped, line by line."""
-    lines = [safe_text(line) for line in message.split("\n")]
-    typer.echo("ckptool: " + "\n  ".join(lines), err=True)
+    """Write one refusal to stderr, as one line: a line break can only come out of a foreign name."""
+    typer.echo("ckptool: " + safe_text(message), err=True)
 
 
 def remark(message: str, terminal: Terminal) -> None:

@@ -98,7 +98,7 @@ class _Task:
 
 
 def _write_all(
-    paths: list[Path],
+    names: list[str],
     asked: ConvertOptions,
     writing: options.WritingOptions,
     view: options.AnswerOptions,
@@ -109,7 +109,7 @@ def _write_all(
     from ckptool.reports.progress import ProgressBar
 
     terminal = detect(view.color, view.quiet)
-    tasks = _tasks(paths, writing, kind, by_suffix=by_suffix)
+    tasks = _tasks(names, writing, kind, by_suffix=by_suffix)
     with ProgressBar(quiet=view.quiet) as progress:
         results = [_write_one(task, asked, progress) for task in tasks]
     done = [result for result in results if result is not None]
@@ -129,8 +129,9 @@ def _write_one(task: _Task, asked: ConvertOptions, progress: Progress) -> Conver
 
 
 def _tasks(
-    paths: list[Path], writing: options.WritingOptions, kind: OutputKind | None, *, by_suffix: bool
+    names: list[str], writing: options.WritingOptions, kind: OutputKind | None, *, by_suffix: bool
 ) -> list[_Task]:
+    paths = [Path(name) for name in names]
     if writing.in_place and writing.out_dir:
         raise OutputRefused("--in-place and --out-dir exclude each other")
     if writing.in_place:
@@ -141,6 +142,8 @@ def _tasks(
         return [_Task(paths[0], None, kind)]
     if len(paths) != 2:
         raise OutputRefused("name IN and OUT; for more files use --out-dir DIR, to replace them --in-place")
+    if names[1].endswith(("/", "/.")):
+        raise OutputRefused(f"{names[1]}: names a folder; name a file in it, or use --out-dir")
     from ckptool.operations.convert import kind_of_suffix
 
     return [_Task(paths[0], paths[1], kind or (kind_of_suffix(paths[1]) if by_suffix else None))]

@@ -14,7 +14,7 @@ from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, SetNode, Stu
 
 MAX_DEPTH = 256
 _PLAIN = (bool, int, float, complex, str, bytes, DType)
-_KEYS = (bool, int, float, str, bytes, type(None))
+_KEYS = (type(None), *_PLAIN)
 # MultiStepLR keeps its milestones in a Counter.
 _WRITABLE = {"OrderedDict": "OrderedDict", "Counter": "Counter"}
 _GONE = object()  # what stands for a value that is dropped, until its container leaves it out
@@ -64,6 +64,8 @@ class Rebuilder:
             # The node is kept beside what it became: an identity is only its own while the object lives.
             self._done[id(value)] = (value, self._container(value, path, depth + 1))
             self._open.discard(id(value))
+        elif self._done[id(value)][1] is _GONE:  # a foreign object that stands here, too
+            self._container(value, path, depth + 1)
         return self._done[id(value)][1]
 
     def _enter(self, value: Any, path: str, depth: int) -> None:
@@ -76,7 +78,7 @@ class Rebuilder:
         if isinstance(value, DictNode):
             return self._dict(value, path, depth)
         if isinstance(value, SetNode):
-            return SetNode(self._items(value.items, path, depth), value.type_name)
+            return SetNode(self._set_items(value, path), value.type_name)
         if isinstance(value, list):
             return self._items(value, path, depth)
         if isinstance(value, tuple):
@@ -87,15 +89,30 @@ class Rebuilder:
         pairs = self._optimizer_pairs(node) if "state" in node and "param_groups" in node else node.pairs
         built = DictNode(type_name=_WRITABLE.get(node.type_name, "dict"))
         for key, child in pairs:
-            below = f"{path}.{key}" if path else str(key)
+            below = f"{path}.{_spelt(key)}" if path else _spelt(key)
             value = _GONE
-            if type(key) in _KEYS:
+            if _is_key(key):
                 value = self._build(child, below, depth)
             else:
-                self.dropped.append(Dropped(below, "its key is an object of a foreign class"))
+                self.dropped.append(Dropped(below, "its key is no plain value"))
             if value is not _GONE:
                 built.pairs.append((key, value))
+        if node.attributes is not None:
+            built.attributes = self._attributes(node.attributes, path, depth)
         return built
+
+    def _attributes(self, attributes: DictNode, path: str, depth: int) -> DictNode | None:
+        """Keep torch's ``_metadata`` of a state dict that lies beside the chosen one; nothing else can be set again."""
+        kept = [pair for pair in attributes.pairs if pair[0] == "_metadata"]
+        others = [key for key, _ in attributes.pairs if key != "_metadata"]
+        self.dropped += [Dropped(f"{path}.__dict__.{key}", "an attribute of a mapping") for key in others]
+        return self._dict(DictNode(kept), f"{path}.__dict__", depth) if kept else None
+
+    def _set_items(self, node: SetNode, path: str) -> list[Any]:
+        for index, item in enumerate(node.items):
+            if not _is_key(item):
+                self.dropped.append(Dropped(f"{path}{{{index}}}", "an item of a set that is no plain value"))
+        return [item for item in node.items if _is_key(item)]
 
     def _items(self, items: list[Any] | tuple[Any, ...], path: str, depth: int) -> list[Any]:
         built = [self._build(child, f"{path}[{index}]", depth) for index, child in enumerate(items)]
@@ -147,3 +164,12 @@ class Rebuilder:
 
     def _renamed(self, name: Any) -> Any:
         return self.rename(name) if type(name) is str else name
+
+
+def _is_key(value: Any) -> bool:
+    """Tell whether a loader can take a value as a key: a plain one, or a tuple of some (the reader keeps it small)."""
+    return all(map(_is_key, value)) if type(value) is tuple else type(value) in _KEYS
+
+
+def _spelt(key: Any) -> str:
+    return key if type(key) is str else repr(key) if _is_key(key) else f"<{type(key).__name__}>"

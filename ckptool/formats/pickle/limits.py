@@ -13,6 +13,7 @@ INTEGER_BYTES = 64
 DIGITS = 160  # as many as 64 bytes can need
 TEXT_CHARACTERS = 64 << 20
 KEY_CHARACTERS = 4_096
+KEY_PARTS = 1_024  # of a tuple, repeated ones each time
 NAME_CHARACTERS = 256
 NESTING = 256
 NODES = 5_000_000

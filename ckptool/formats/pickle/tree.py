@@ -105,11 +105,18 @@ def _repeated(texts: list[str]) -> str:
     return next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]
 
 
-def _check_hashable(values: Iterable[Any]) -> None:
-    for value in values:
-        kind = type(value)
-        if kind is list or kind is DictNode or (kind is SetNode and value.type_name == "set"):
+def _check_hashable(keys: list[Any]) -> None:
+    """Refuse keys that Python could not hash, or not in this life: it visits a shared part at every place."""
+    pending = [key for key in keys if type(key) in _CONTAINERS]
+    for _ in range(limits.KEY_PARTS * (1 + len(keys) // 64)):
+        if not pending:
+            return
+        part = pending.pop()
+        kind = type(part)
+        if kind is list or kind is DictNode or (kind is SetNode and part.type_name == "set"):
             raise Malformed("uses a list, a dictionary or a set as a key, which Python does not allow")
+        pending.extend(part if kind is tuple else part.items if kind is SetNode else ())
+    raise Malformed(f"has keys of more than {limits.KEY_PARTS} parts")
 
 
 def _check_leaves(values: Iterable[Any], reading: Reading) -> None:
