@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import shlex
 import sys
 import warnings
@@ -23,6 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+import ckptool
+from ckptool.errors import CkptoolError
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -434,6 +438,13 @@ def test_a_tuple_of_tensors_stays_in_a_torch_file(tmp_path: Path, run: Callable[
     assert run("strip-prefixes", tmp_path / "it.pt", tmp_path / "out.pt").status == 0
     written = torch.load(tmp_path / "out.pt", weights_only=True)
     assert torch.equal(written["fc.packed"][0], torch.ones(2, 2))
+
+
+def test_a_loaded_state_dict_is_whole_or_refused(tmp_path: Path) -> None:
+    torch.save(quantized(), tmp_path / "it.pt")
+    with pytest.raises(CkptoolError, match=re.escape('"0._packed_params._packed_params", ')):
+        ckptool.load_state_dict(tmp_path / "it.pt")
+    assert_same(ckptool.load_state_dict(tmp_path / "it.pt", exclude=("*_packed_params._packed_params",)), SCALES)
 
 
 # --- what inspect says ---

@@ -12,6 +12,7 @@ from ckptool.loading.model_names import model_names
 from ckptool.loading.outcome import contradictions, explain, summarise
 from ckptool.loading.placement import place
 from ckptool.model.loading import LoadReport
+from ckptool.operations.entries import refuse_unwritable
 from ckptool.operations.opening import open_path
 
 
@@ -28,12 +29,13 @@ def load_state_dict(
     ``weights`` is ``main``, ``ema``, ``raw`` or a path in the container; ``select`` keeps a subtree of the keys,
     ``include`` and ``exclude`` are globs over clean names. Tensors are memory-mapped where the container allows:
     writing to one never changes the file, and a mapped tensor's checksum is not checked (``load_into`` checks it).
-    Tied tensors share their memory. What is no tensor is left out.
+    Tied tensors share their memory. What is no tensor is left out; what holds tensors inside is refused.
 
     :raises CkptoolError: the file cannot be read, or which weights are meant is open.
     """
     with open_path(path) as opened:
         view = opened.select(weights, select=select, include=include, exclude=exclude)
+        refuse_unwritable(view.checkpoint.path, view.state_dict, view.plan.kept, "safetensors")
         return materialise(view.checkpoint.path, view.tensors)
 
 
