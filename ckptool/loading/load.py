@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from ckptool.errors import CkptoolError
+from ckptool.loading.foreign import foreign_code
 from ckptool.loading.materialise import check_bytes, materialise
-from ckptool.loading.model_names import model_names
+from ckptool.loading.model_names import ModelNames, model_names
 from ckptool.loading.outcome import contradictions, explain, summarise
-from ckptool.loading.placement import place
+from ckptool.loading.placement import Placement, place
 from ckptool.model.loading import LoadReport
 from ckptool.operations.entries import refuse_unwritable
-from ckptool.operations.opening import open_path
+from ckptool.operations.opening import OpenedCheckpoint, open_path
 
 
 def load_state_dict(
@@ -59,22 +61,39 @@ def load_into(
     names = model_names(model)
     with open_path(path) as opened:
         view = opened.select(weights, select=select)
-        placement = place(view, names)
-        tensors = materialise(view.checkpoint.path, placement.tensors)
-        for name, mismatch in contradictions(names, tensors).items():
-            placement.mismatched[name] = mismatch
-            del placement.tensors[name], tensors[name]
-        report = summarise(view, names, placement)
-        if not report.matched or (strict and not report.is_exact):
-            raise CkptoolError(explain(report))
-        check_bytes(placement.tensors.values())
-        state = {names.slots[name].key: tensor for name, tensor in tensors.items()}
-        _copy(model, state | {names.values[name]: value for name, value in placement.values.items()}, report)
+
+        def accepts(report: LoadReport) -> bool:
+            return bool(report.matched) and (report.is_exact or not strict)
+
+        return fill(model, names, view, place(view, names), accepts=accepts)
+
+
+def fill(
+    model: nn.Module,
+    names: ModelNames,
+    view: OpenedCheckpoint,
+    placement: Placement,
+    *,
+    accepts: Callable[[LoadReport], bool],
+) -> LoadReport:
+    """Carry a placement out, if what comes of it is accepted; what contradicts itself is taken out of it.
+
+    :raises CkptoolError: it is not accepted, bytes are damaged, or the model's own code refuses.
+    """
+    tensors = materialise(view.checkpoint.path, placement.tensors)
+    for name, mismatch in contradictions(names, tensors).items():
+        placement.mismatched[name] = mismatch
+        del placement.tensors[name], tensors[name]
+    report = summarise(view, names, placement)
+    if not accepts(report):
+        raise CkptoolError(explain(report))
+    check_bytes(placement.tensors.values())
+    state = {names.slots[name].key: tensor for name, tensor in tensors.items()}
+    _copy(model, state | {names.values[name]: value for name, value in placement.values.items()}, report)
     return report
 
 
 def _copy(model: nn.Module, state: dict[str, object], report: LoadReport) -> None:
-    try:
+    what = f"{report.source}: the model's own load_state_dict refused"
+    with foreign_code(what, "load it with the version of the code that it was trained with"):
         model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise CkptoolError(f"{report.source}: the model's own load_state_dict refused: {error}") from error

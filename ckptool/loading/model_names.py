@@ -57,7 +57,19 @@ def model_names(model: nn.Module) -> ModelNames:
     :raises CkptoolError: tensors are on the meta device, where nothing can be loaded.
     """
     entries: dict[str, Any] = model.state_dict(keep_vars=True)
-    clean = {key: clean_name(model, key) for key in entries}
+    return _names(entries, {key: clean_name(model, key) for key in entries})
+
+
+def own_names(model: nn.Module) -> ModelNames:
+    """Give a model's names as its own ``load_state_dict`` asks for them.
+
+    :raises CkptoolError: tensors are on the meta device, where nothing can be loaded.
+    """
+    entries: dict[str, Any] = model.state_dict(keep_vars=True)
+    return _names(entries, {key: key for key in entries})
+
+
+def _names(entries: Mapping[str, Any], clean: Mapping[str, str]) -> ModelNames:
     if len(set(clean.values())) < len(clean):
         raise CkptoolError("the model: two tensors have one name once the wrappers are taken off; unwrap it first")
     slots = {clean[key]: Slot(key, entry) for key, entry in entries.items() if isinstance(entry, Tensor)}

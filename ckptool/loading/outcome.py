@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,20 +56,24 @@ def summarise(view: OpenedCheckpoint, names: ModelNames, placement: Placement) -
         mismatched=tuple(mismatched.values()),
         dropped=tuple(placement.dropped),
         casts=tuple(name for name in found if str(names.slots[name].tensor.dtype) != f"torch.{found[name].dtype.name}"),
-        coverage=_coverage(names, placement),
+        coverage=share_filled(names, placement),
         notes=view.selection.notes,
     )
 
 
-def _coverage(names: ModelNames, placement: Placement) -> float:
-    """Weigh by elements, each tensor once; a parameter that a lazy module has yet to make is as large as the file's."""
+def share_filled(names: ModelNames, placement: Placement, left_out: Collection[str] = ()) -> float:
+    """Give the share of the model's elements that get values, from 0 to 1; each tensor counts once.
+
+    A parameter that a lazy module has yet to make is as large as the file's. ``left_out`` names do not count.
+    """
     elements: dict[object, int] = {}
     for name, slot in names.slots.items():
-        lazy = placement.tensors[name].numel if slot.shape is None and name in placement.tensors else 0
-        elements[slot.identity] = lazy if slot.shape is None else slot.tensor.numel()
+        if name not in left_out:
+            lazy = placement.tensors[name].numel if slot.shape is None and name in placement.tensors else 0
+            elements[slot.identity] = lazy if slot.shape is None else slot.tensor.numel()
     present = {names.slots[name].identity for name in placement.tensors}
     total = sum(elements.values())
-    return sum(elements[identity] for identity in present) / total if total else 1.0
+    return sum(count for identity, count in elements.items() if identity in present) / total if total else 1.0
 
 
 def explain(report: LoadReport) -> str:

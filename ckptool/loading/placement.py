@@ -24,7 +24,10 @@ _PLAIN_TYPES = (type(None), bool, int, float, complex, str, bytes)
 
 @dataclass(slots=True)
 class Placement:
-    """Sort the entries of a file: those that fit, by the model's clean name, and each way not to."""
+    """Sort the entries of a file: those that fit, by the model's clean name, and each way not to.
+
+    ``shapes`` are those in the file, by the same names.
+    """
 
     plan: KeyPlan
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
@@ -32,6 +35,7 @@ class Placement:
     mismatched: dict[str, Mismatch] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     dropped: list[KeyMove] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def place(view: OpenedCheckpoint, names: ModelNames) -> Placement:
@@ -44,7 +48,8 @@ def place(view: OpenedCheckpoint, names: ModelNames) -> Placement:
     placement = Placement(plan)
     for move in plan.moves:
         name = _name_of(plan, move) if move.source in scope else None
-        _sort_entry(placement, names, replace(move, target=name), view.state_dict.entries[move.source])
+        placed = KeyMove(move.source, name, move.reason)
+        _sort_entry(placement, names, placed, view.state_dict.entries[move.source])
     return placement
 
 
@@ -108,6 +113,8 @@ def _sort_entry(placement: Placement, names: ModelNames, move: KeyMove, entry: A
 
 
 def _sort_tensor(placement: Placement, slot: Slot | None, name: str, entry: TensorSpec | OpaqueTensor) -> None:
+    if entry.shape is not None:
+        placement.shapes.setdefault(name, entry.shape)
     if slot is None or name in placement.tensors:
         placement.unexpected.append(name)
     elif isinstance(entry, TensorSpec) and _is_faithful(slot, entry):

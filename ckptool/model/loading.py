@@ -26,7 +26,9 @@ class LoadReport:
     model without values, ``unexpected`` names of the file that the model lacks, ``mismatched`` are in both and do not
     fit. ``dropped`` are keys of the file that lie outside of the part that is the model, with the reason. ``casts``
     are matched names whose dtype the model changes. ``coverage`` is the share of the model's elements that got values,
-    from 0 to 1, tied ones counted once.
+    from 0 to 1, tied ones counted once. ``ignored`` are those of the missing, unexpected and mismatched that hold
+    nothing learnt (index tables, masks, counters), where that was looked at; ``on_meta`` those tensors of the model
+    that have no memory after loading.
     """
 
     source: Path
@@ -42,6 +44,8 @@ class LoadReport:
     casts: tuple[str, ...]
     coverage: float
     notes: tuple[Note, ...] = ()
+    ignored: tuple[str, ...] = ()
+    on_meta: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:

@@ -1,0 +1,189 @@
+"""Judge how much of a model came out of a file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ckptool.layouts.roots import EMA_ROOTS, LOSS_ENDINGS, LOSS_ROOTS
+from ckptool.layouts.segments import private_segments, quoted, without
+from ckptool.loading.checked import RENAMED, STRIP_COMMAND, WOULD_MATCH
+from ckptool.model.loading import LoadReport
+from ckptool.model.verification import Check, CheckStatus, VerifyOptions
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+_MOST_PATTERNS = 20  # in the evidence
+_OTHER_REASONS = frozenset({"not a tensor"})
+
+
+def coverage_checks(report: LoadReport, options: VerifyOptions) -> tuple[Check, ...]:
+    """Judge a load: is all of the model in the file, is anything else, has every tensor memory."""
+    return (_check_coverage(report, options), _check_meta(report))
+
+
+@dataclass(frozen=True, slots=True)
+class _Gaps:
+    """Hold the names that are held against a file, after what is ignored and what the user allows."""
+
+    missing: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    outside: tuple[str, ...]
+    allowed: int
+
+
+def _gaps(report: LoadReport, options: VerifyOptions) -> _Gaps:
+    mismatched = tuple(item.name for item in report.mismatched)
+    absent, unknown = (*report.missing, *mismatched), report.unexpected
+    allowed = {name for name in absent if _matches(name, options.allow_missing)}
+    allowed |= {name for name in (*unknown, *mismatched) if _matches(name, options.allow_unexpected)}
+    excused = allowed | set(report.ignored)
+    outside = [move.source for move in report.dropped if move.reason not in _OTHER_REASONS]
+    return _Gaps(
+        missing=_without(report.missing, excused),
+        mismatched=_without(mismatched, excused),
+        unexpected=_without(unknown, excused),
+        outside=tuple(
+            name for name in outside if not _is_side_part(name) and not _matches(name, options.allow_unexpected)
+        ),
+        allowed=len(allowed),
+    )
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in globs)
+
+
+def _without(names: Iterable[str], excused: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name not in excused)
+
+
+def _is_side_part(name: str) -> bool:
+    """Tell whether a key lies below a loss, a metric or an average: no loader of the network wants it."""
+    root, dot, _ = without(name, private_segments([name])).partition(".")
+    return not dot or root in LOSS_ROOTS | EMA_ROOTS or root.endswith(LOSS_ENDINGS)
+
+
+def _check_coverage(report: LoadReport, options: VerifyOptions) -> Check:
+    gaps = _gaps(report, options)
+    status = _status(report, gaps, options)
+    parts = [_summary(report), *_complaints(report, gaps), *(_remarks(report, gaps, options) if report.matched else ())]
+    notes = {note.code: note.text for note in report.notes}
+    if status != "pass":
+        parts += [notes[code] for code in (WOULD_MATCH, RENAMED) if code in notes]
+    return Check(
+        "load.coverage", status, "; ".join(parts), _evidence(report, gaps), _advice(report, gaps, status, options)
+    )
+
+
+def _status(report: LoadReport, gaps: _Gaps, options: VerifyOptions) -> CheckStatus:
+    is_short = bool(gaps.missing or gaps.mismatched)
+    if not report.matched or gaps.unexpected or (is_short and report.coverage < options.thresholds.coverage):
+        return "fail"
+    return "warn" if is_short or gaps.outside or (options.as_is and _is_strictly_short(report)) else "pass"
+
+
+def _is_strictly_short(report: LoadReport) -> bool:
+    """Tell whether a strict ``load_state_dict`` would complain all the same."""
+    return bool(report.tied or report.ignored)
+
+
+def _summary(report: LoadReport) -> str:
+    total = len(report.matched) + len(report.tied) + len(report.missing) + len(report.mismatched)
+    if not report.matched:
+        return f"none of the model's {total} tensors is in the file: the model is as it was initialised"
+    loaded = len(report.matched) + len(report.tied)
+    return f"{loaded} of {total} tensors of the model loaded, {_percent(report.coverage)} of its elements"
+
+
+def _percent(share: float) -> str:
+    """Write a share so that less than all never reads as all."""
+    text = f"{100 * share:.1f}"
+    return "100 %" if share >= 1 else f"{'99.9' if text == '100.0' else text} %"
+
+
+def _complaints(report: LoadReport, gaps: _Gaps) -> list[str]:
+    shapes = {item.name: f"{item.file} instead of {item.model}" for item in report.mismatched}
+    first = next((f" ({shapes[name]})" for name in gaps.mismatched), "")
+    parts = (
+        _part(gaps.missing, "missing: they are as initialised") if report.matched else "",
+        _part(gaps.mismatched, f"of another shape or kind{first}"),
+        _part(gaps.unexpected, "in the file and unknown to the model"),
+        _part(gaps.outside, "in the file and outside of the part that is the model"),
+    )
+    return [part for part in parts if part]
+
+
+def _part(names: tuple[str, ...], what: str) -> str:
+    patterns = [pattern if count == 1 else f"{pattern} x {count}" for pattern, count in fold(names).items()]
+    return f"{len(names)} {what}: {quoted(patterns)}" if names else ""
+
+
+def _remarks(report: LoadReport, gaps: _Gaps, options: VerifyOptions) -> list[str]:
+    absent = "a strict load_state_dict asks for them" if options.as_is else ""
+    parts = (
+        (len(report.tied), f"present as another name of the same tensor{f' ({absent})' if absent else ''}"),
+        (len(report.ignored), "that hold nothing learnt differ"),
+        (len(report.casts), "cast to the dtype of the model"),
+        (gaps.allowed, "missing or unknown as allowed"),
+    )
+    return [f"{count} {what}" for count, what in parts if count]
+
+
+def _advice(report: LoadReport, gaps: _Gaps, status: CheckStatus, options: VerifyOptions) -> str:
+    notes = {note.code: note.text for note in report.notes}
+    if status == "pass":
+        return ""
+    if STRIP_COMMAND in notes:
+        return notes[STRIP_COMMAND]
+    if not report.matched:
+        return "name the model that the file was saved from with --model, or other weights with --weights"
+    if options.as_is and report.tied and not (gaps.missing or gaps.mismatched or gaps.unexpected):
+        return "write every name with ckptool convert --ties copy"
+    if RENAMED in notes:
+        return "give the names with ckptool strip-prefixes --map FILE"
+    allow = {
+        "--allow-missing": (*gaps.missing, *gaps.mismatched),
+        "--allow-unexpected": (*gaps.unexpected, *gaps.outside),
+    }
+    meant = " ".join(f"{option} '{next(iter(fold(names)))}'" for option, names in allow.items() if names)
+    return f"check that --model is the model that was trained; if the difference is meant, {meant}" if meant else ""
+
+
+def _evidence(report: LoadReport, gaps: _Gaps) -> Mapping[str, Any]:
+    return {
+        "coverage": report.coverage,
+        "matched": len(report.matched),
+        "missing": _folded(report.missing),
+        "unexpected": _folded(report.unexpected),
+        "mismatched": [{"name": item.name, "model": item.model, "file": item.file} for item in report.mismatched],
+        "tied": list(report.tied),
+        "defaulted": len(report.defaulted),
+        "ignored": _folded(report.ignored),
+        "allowed": gaps.allowed,
+        "outside": _folded(gaps.outside),
+        "casts": len(report.casts),
+        "certainty": report.certainty,
+        "state_dict": report.state_dict,
+    }
+
+
+def _folded(names: tuple[str, ...]) -> dict[str, int]:
+    return dict(fold(names).most_common(_MOST_PATTERNS))
+
+
+def fold(names: Iterable[str]) -> Counter[str]:
+    """Group names that differ in their numbers alone (``layers.*.attn.weight``), and count them."""
+    return Counter(_NUMBER.sub("*", name) for name in names)
+
+
+def _check_meta(report: LoadReport) -> Check:
+    if not report.on_meta:
+        return Check("load.meta", "pass", "every tensor of the model has memory")
+    message = f"{len(report.on_meta)} tensors of the model are on the meta device, without memory"
+    advice = "build the model on the CPU: its output would be made up"
+    return Check("load.meta", "fail", f"{message}: {quoted(report.on_meta)}", {"tensors": list(report.on_meta)}, advice)
