@@ -1,0 +1,143 @@
+"""In which form a model wants its images, and images in it: the user's, sample photos, the structured battery."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from ckptool.errors import CkptoolError
+from ckptool.verification.battery import draw_image, name_image
+from ckptool.verification.images import IMAGENET_MEAN, IMAGENET_STD, ImageForm, Pictures
+from ckptool.verification.input_set import Feeding
+from ckptool.verification.photos import sample_photos
+from ckptool.verification.rows import Drawn, Joined, Rows
+from ckptool.verification.sizes import USUAL, position_size, usual_sizes
+from ckptool.verification.trial import ONLY, Settled
+
+_CROP, _CROPPED_SIDE = 0.875, 128  # the usual 256 to 224; smaller images are used whole
+_PICTURE_CHANNELS = (1, 3, 4)
+
+Size = tuple[int, int]
+
+
+def image_forms(feeding: Feeding, native: Size | None = None) -> Iterator[ImageForm]:
+    """Give the forms to try, the likeliest first; ``native`` is the size that all of the user's pictures have."""
+    channels, certain = _channels(feeding)
+    seen: set[ImageForm] = set()
+    for size in _sizes(feeding, native):
+        for count in (channels,) if certain else (3, 1, 4):
+            form = image_form(feeding, size, count)
+            if form not in seen:
+                seen.add(form)
+                yield form
+
+
+def _channels(feeding: Feeding) -> tuple[int, bool]:
+    """Count the channels of an image, and say whether anything tells."""
+    stated = feeding.built.preprocessing.channels if feeding.built.preprocessing else feeding.built.input_hint.channels
+    given = max(len(feeding.options.mean or ()), len(feeding.options.std or ()))
+    return stated or max(given, 3), bool(stated or given > 1)
+
+
+def image_form(feeding: Feeding, size: Size, channels: int) -> ImageForm:
+    """Give the form of a size: as the options say, else as the model's configuration does, else ImageNet's.
+
+    :raises CkptoolError: ``--mean`` or ``--std`` is for another number of channels.
+    """
+    stated = feeding.built.preprocessing
+    fits = stated is not None and len(stated.mean) == len(stated.std) == channels
+    mean, std = (stated.mean, stated.std) if stated is not None and fits else usual_scale(channels)
+    crop = stated.crop if stated is not None else _CROP if min(size) >= _CROPPED_SIDE else 1.0
+    return ImageForm(
+        size=size,
+        mean=_per_channel("--mean", feeding.options.mean, mean),
+        std=_per_channel("--std", feeding.options.std, std),
+        crop=crop,
+        interpolation=stated.interpolation if stated is not None else "bilinear",
+    )
+
+
+def usual_scale(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Give the mean and deviation to take where nothing tells: ImageNet's for colours, none for a single channel."""
+    if channels == 1:
+        return (0.0,), (1.0,)
+    more = max(channels - 3, 0)
+    mean = IMAGENET_MEAN + (sum(IMAGENET_MEAN) / 3,) * more
+    std = IMAGENET_STD + (sum(IMAGENET_STD) / 3,) * more
+    return mean[:channels], std[:channels]
+
+
+def _per_channel(option: str, given: tuple[float, ...] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
+    if given is None:
+        return usual
+    if len(given) not in (1, len(usual)):
+        raise CkptoolError(f"{option}: has {len(given)} values for {len(usual)} channels; give one for each, or one")
+    if option == "--std" and min(given) <= 0:
+        raise CkptoolError(f"{option}: {min(given):g} is no deviation; give positive values")
+    return given * (len(usual) // len(given))
+
+
+def _sizes(feeding: Feeding, native: Size | None) -> Iterator[Size]:
+    """Give the sizes to try: the one that is asked for, else those that something speaks for, else the usual ones."""
+    asked = feeding.options.image_size
+    if asked is not None:
+        yield (asked, asked)
+        return
+    stated = feeding.built.preprocessing.size if feeding.built.preprocessing else None
+    learned = position_size(feeding.model)
+    known = (feeding.built.input_hint.size, (learned, learned) if learned else None, stated, native)
+    yield from (size for size in known if size is not None)
+    yield from ((side, side) for side in usual_sizes(feeding.model, partial(_run, feeding)))
+
+
+def _run(feeding: Feeding) -> None:
+    form = image_form(feeding, (USUAL[0], USUAL[0]), _channels(feeding)[0])
+    feeding.trial.answers({ONLY: battery(form, feeding.trial.rows, feeding.options.seed)})
+
+
+def settle_images(
+    feeding: Feeding, make: Callable[[ImageForm], Rows], native: Size | None = None
+) -> tuple[Settled, tuple[str, ...]]:
+    """Find the form of images that goes through the model, and say which parts of it nobody stated.
+
+    :raises CkptoolError: none does.
+    """
+    tried: list[tuple[Rows, ImageForm]] = []
+
+    def variants() -> Iterator[Rows]:
+        for form in image_forms(feeding, native):
+            tried.append((make(form), form))
+            yield tried[-1][0]
+
+    settled = feeding.trial.settle({ONLY: variants()})
+    form = next(form for rows, form in tried if rows is settled.fields[ONLY])
+    return settled, _explain(feeding, form)
+
+
+def _explain(feeding: Feeding, form: ImageForm) -> tuple[str, ...]:
+    stated, options = feeding.built.preprocessing, feeding.options
+    notes = []
+    if options.image_size is None and (stated is None or stated.size != form.size):
+        notes.append(f"images are {form.size[0]} x {form.size[1]}, which the model takes: --image-size changes it")
+    if stated is None and (options.mean is None or options.std is None):
+        scale = "values from 0 to 1" if form.channels == 1 else "ImageNet's mean and deviation"
+        notes.append(f"images are scaled to {scale}, as nothing says otherwise: --mean and --std change it")
+    return tuple(notes)
+
+
+def battery(form: ImageForm, count: int, seed: int) -> Rows:
+    """Give the structured battery in a form."""
+    return Drawn(count, lambda place: form.normalise(draw_image(place, form.size, form.channels, seed)))
+
+
+def sample_images(feeding: Feeding) -> tuple[Callable[[ImageForm], Rows], list[str], bool]:
+    """Give what makes images of a form, their names, and whether sample photos are among them: up to half are."""
+    count, seed = feeding.count, feeding.options.seed
+    photos = sample_photos()[: count // 2] if _channels(feeding)[0] in _PICTURE_CHANNELS else ()
+    names = [*(path.name for path in photos), *(name_image(place) for place in range(count - len(photos)))]
+
+    def make(form: ImageForm) -> Rows:
+        drawn = battery(form, count - len(photos), seed)
+        return Joined(Pictures(photos, form), drawn) if photos else drawn
+
+    return make, names, bool(photos)
