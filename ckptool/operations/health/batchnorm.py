@@ -12,7 +12,7 @@ from ckptool.model.verification import Check, CheckStatus
 from ckptool.operations.health.roles import leaf, module_of
 from ckptool.operations.health.survey import Measured
 
-State = Literal["sound", "negative", "not finite", "zero", "lost", "fixed", "unused"]
+State = Literal["sound", "negative", "not finite", "zero", "lost", "fixed", "unused", "plain"]
 
 _WORDS: Mapping[State, str] = {
     "negative": "a negative running variance",
@@ -20,7 +20,8 @@ _WORDS: Mapping[State, str] = {
     "zero": "a running variance of zero in every channel",
     "lost": "trained weights, but running statistics that were never updated (mean 0, variance 1 in every channel)",
     "fixed": "running statistics of mean 0 and variance 1 and no counter, as frozen layers have",
-    "unused": "statistics and weights that were never updated: it was never run in training",
+    "unused": "statistics and weights that were never updated, as if never run in training",
+    "plain": "running statistics, but weights that were never trained (all 1, biases all 0)",
 }
 _FAILING: frozenset[State] = frozenset({"negative", "not finite", "zero", "lost"})
 
@@ -41,10 +42,11 @@ def check_batchnorm(tensors: Sequence[Measured]) -> Check:
     layers = _layers(tensors)
     if not layers:
         return Check("values.batchnorm", "skip", "there is no batch normalisation with running statistics")
-    states = {name: _state(layer) for name, layer in layers.items()}
     found: dict[State, list[str]] = {}
-    for name, state in states.items():
-        found.setdefault(state, []).append(name)
+    for name, layer in layers.items():
+        found.setdefault(_state(layer), []).append(name)
+    if "plain" in found and len(found["plain"]) < len(layers):  # of one layer it says nothing
+        found["sound"] = [*found.get("sound", ()), *found.pop("plain")]
     evidence = {"layers": len(layers), **{state.replace(" ", "_"): names for state, names in found.items()}}
     if found.keys() == {"sound"}:
         return Check("values.batchnorm", "pass", f"the statistics of {len(layers)} layers are sound", evidence)
@@ -94,7 +96,7 @@ def _state(layer: _Layer) -> State:
     if _all(variance, 0):
         return "zero"
     if not _all(variance, 1) or (layer.mean is not None and not _all(layer.mean, 0)):
-        return "sound"
+        return "sound" if layer.weight is None or _has_trained_weights(layer) else "plain"
     if layer.counter is None:
         return "fixed"
     was_counted = not _all(layer.counter, 0)

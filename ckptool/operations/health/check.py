@@ -13,6 +13,7 @@ from ckptool.model.values import OpaqueTensor, TensorSpec, walk
 from ckptool.model.verification import Check, VerifyOptions
 from ckptool.operations.health.batchnorm import check_batchnorm
 from ckptool.operations.health.container import check_integrity, check_keys, check_safety
+from ckptool.operations.health.roles import Ends
 from ckptool.operations.health.survey import survey
 from ckptool.operations.health.untrained import check_untrained
 from ckptool.operations.health.values import check_dead, check_duplicates, check_finite, check_outliers
@@ -32,17 +33,18 @@ def check_file(opened: OpenedCheckpoint, options: VerifyOptions, progress: Progr
     checkpoint = opened.checkpoint
     cleaned = OpenedCheckpoint(checkpoint, options.weights, options.keys)
     tensors = _judged(cleaned, options)
+    ends = _ends(checkpoint, tensors)
     found = survey(checkpoint, tensors, progress)
     return (
         check_integrity(checkpoint, found),
         check_safety(checkpoint.globals, checkpoint.findings),
         check_keys(cleaned, options),
         check_finite(found.tensors),
-        check_dead(found.tensors, _head(checkpoint, tensors), options.thresholds),
+        check_dead(found.tensors, ends, options.thresholds),
         check_batchnorm(found.tensors),
-        check_outliers(found.tensors, options.thresholds),
+        check_outliers(found.tensors, ends, options.thresholds),
         check_duplicates(found.tensors),
-        check_untrained(found.tensors, options.thresholds),
+        check_untrained(found.tensors, ends, options.thresholds),
     )
 
 
@@ -61,8 +63,11 @@ def _judged(cleaned: OpenedCheckpoint, options: VerifyOptions) -> _Tensors:
         }
 
 
-def _head(checkpoint: Checkpoint, tensors: _Tensors) -> str | None:
-    """Name the layer that gives the outputs, where names and shapes tell it."""
+def _ends(checkpoint: Checkpoint, tensors: _Tensors) -> Ends:
     rows = [TensorRow(name, name, "", tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
     network = preview(rows, grow(rows), in_order=checkpoint.format != "safetensors")
-    return network.last.name if network is not None and network.last is not None else None
+    if network is None:
+        return Ends(None, None)
+    first, last = network.first, network.last
+    gives_classes = last is not None and last.outputs in (network.classes, network.vocabulary)
+    return Ends(first.name if first else None, last.name if last and gives_classes else None)

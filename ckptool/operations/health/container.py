@@ -9,7 +9,7 @@ from ckptool.errors import PlanRefused
 from ckptool.layouts.segments import quoted
 from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.inspection import KeySummary
-from ckptool.model.plans import KeyPlan
+from ckptool.model.plans import KeyMove, KeyPlan
 from ckptool.model.values import GlobalUse, Severity
 from ckptool.model.verification import Check, VerifyOptions
 from ckptool.operations.advice import next_step, shell_quote
@@ -120,12 +120,19 @@ def check_keys(opened: OpenedCheckpoint, options: VerifyOptions) -> Check:
         ],
         "examples": {move.source: move.target for move in renamed[:_MAX_LISTED]},
     }
-    if not renamed:
+    if not renamed and not plan.dropped:
         return Check("keys", "pass", f"all {len(plan.moves)} keys are clean", evidence)
-    message = f"{len(renamed)} of {len(plan.moves)} keys carry {_wrappers(plan)}"
-    example = f'"{renamed[0].source}" should be "{renamed[0].target}"'
     taken = "taken as they are" if options.as_is else "cleaned here; a plain load_state_dict would not match them"
-    return Check("keys", "warn", f"{message}: {example} ({taken})", evidence, _strip_command(opened, options))
+    message = f"{' and '.join(_unclean(plan, renamed))} ({taken})"
+    return Check("keys", "warn", message, evidence, _strip_command(opened, options))
+
+
+def _unclean(plan: KeyPlan, renamed: Sequence[KeyMove]) -> Iterable[str]:
+    if renamed:
+        example = f'"{renamed[0].source}" should be "{renamed[0].target}"'
+        yield f"{len(renamed)} of {len(plan.moves)} keys carry {_wrappers(plan)}: {example}"
+    if plan.dropped:
+        yield f"{len(plan.dropped)} keys are no part of the model: {quoted([move.source for move in plan.dropped])}"
 
 
 def _wrappers(plan: KeyPlan) -> str:

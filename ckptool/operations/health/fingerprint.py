@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_SIDE = 256
-LEAST_SIDE = 16
-LEAST_ELEMENTS = 512
+_LEAST_SIDE = 16
+_LEAST_ELEMENTS = 512
+_LEAST_NARROW = 128  # elements of what only one exact distribution can be recognised in
 
 _BLOCK = 16  # neighbours that are sampled together: in a convolution they are alike once it is trained
 _EDGE_MARGIN = 1.01
@@ -60,15 +61,14 @@ DISTRIBUTIONS = (
 class Fingerprint:
     """Describe a sample of a matrix.
 
-    ``edge`` is the largest singular value over that of independent draws with the same deviation, in the limit of a
-    large matrix; ``init`` names the distribution that the values could have been drawn from, and is None where the
-    matrix shows structure.
+    ``drawn`` names the distribution that the values alone could come from. ``edge`` is the largest singular value over
+    that of independent draws with the same deviation, in the limit of a large matrix; None where the matrix is too
+    narrow to tell or shows order otherwise. ``init`` is ``drawn`` where nothing speaks against independent draws.
     """
 
-    rows: int
-    columns: int
     std: float
     kurtosis: float
+    drawn: str | None
     edge: float | None
     init: str | None
 
@@ -86,12 +86,10 @@ class Sampler:
 
     @classmethod
     def of(cls, shape: tuple[int, ...]) -> Sampler | None:
-        """Give a sampler, or None for a shape that is too narrow to be judged."""
-        if len(shape) < 2 or 0 in shape:
+        """Give a sampler, or None for what is no matrix or too small to be judged."""
+        if len(shape) < 2 or math.prod(shape) < _LEAST_NARROW:
             return None
-        rows, columns = shape[0], math.prod(shape[1:])
-        wide_enough = min(rows, columns) >= LEAST_SIDE and rows * columns >= LEAST_ELEMENTS
-        return cls(rows, columns) if wide_enough else None
+        return cls(shape[0], math.prod(shape[1:]))
 
     def add(self, values: NDArray[Any]) -> None:
         """Take from the next run of elements what belongs to the sample."""
@@ -125,10 +123,11 @@ def fingerprint(sample: NDArray[Any]) -> Fingerprint | None:
     kurtosis = float(np.mean(np.square(scaled) ** 2))
     drawn = _drawn_from(kurtosis, sample.size)
     is_centred = abs(mean) < _OTHER_ERRORS * std / math.sqrt(sample.size)
-    edge = _edge(scaled) if drawn and is_centred and _is_even(scaled, kurtosis) else None
     rows, columns = sample.shape
+    is_wide = min(rows, columns) >= _LEAST_SIDE and sample.size >= _LEAST_ELEMENTS
+    edge = _edge(scaled) if is_wide and drawn and is_centred and _is_even(scaled, kurtosis) else None
     init = drawn if edge is not None and edge <= _EDGE_MARGIN + min(rows, columns) ** (-2 / 3) else None
-    return Fingerprint(rows, columns, std, kurtosis, edge, init)
+    return Fingerprint(std, kurtosis, drawn, edge, init)
 
 
 def _drawn_from(kurtosis: float, count: int) -> str | None:

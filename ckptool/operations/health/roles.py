@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from ckptool.operations.health.survey import Measured
 
@@ -24,6 +25,22 @@ _ZERO_AT_FIRST = re.compile(
 # Adapters keep one random half as it was drawn.
 _RANDOM_FOR_GOOD = re.compile(r"(^|[._])(lora_(embedding_)?A|random_projection|projection_matrix)($|\.)")
 _EMBEDDING_OR_HEAD = re.compile(r"(^|[._])(\w*emb\w*|wte|shared|lm_head|decoder|output_projection|proj_out)($|\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Name the layer that takes the inputs and the one that gives classes or words; None where nothing tells."""
+
+    first: str | None
+    head: str | None
+
+    def is_first(self, tensor: Measured) -> bool:
+        """Tell whether it is the weight of the first layer."""
+        return f"{self.first}.weight" in tensor.names
+
+    def is_head(self, tensor: Measured, part: str = "weight") -> bool:
+        """Tell whether it is the weight (or another part) of the last layer."""
+        return f"{self.head}.{part}" in tensor.names
 
 
 def leaf(name: str) -> str:

@@ -9,29 +9,39 @@ from typing import Any
 from ckptool.layouts.segments import quoted
 from ckptool.model.verification import Check, CheckStatus, Thresholds
 from ckptool.operations.health.fingerprint import Fingerprint
-from ckptool.operations.health.roles import is_trained, stays_random
+from ckptool.operations.health.roles import Ends, is_trained, stays_random
 from ckptool.operations.health.survey import Measured
-from ckptool.operations.health.values import magnitude
 
-# torch draws the weights of Linear and Conv from U(-b, b) with b = 1 / sqrt(fan_in) (torch.nn.Linear.reset_parameters).
-_DEFAULT_INIT = (0.9, 1.004)  # the largest of many draws, and what a cast to bfloat16 adds to it
+_TORCH_DEFAULT = "torch's default init"
+# The largest of n draws from U(-b, b) misses b by more than 14 / n of it once in a thousand times.
+_MISSED_BOUND = 14.0
+_ROUNDING = 0.004  # of bfloat16
 
 
-def check_untrained(tensors: Sequence[Measured], thresholds: Thresholds) -> Check:
-    """Weigh the matrices that still are what an initialiser drew against all trained parameters."""
+def check_untrained(tensors: Sequence[Measured], ends: Ends, thresholds: Thresholds) -> Check:
+    """Weigh what still is as an initialiser drew it against all trained parameters; the ends of the network count."""
     trained = [tensor for tensor in tensors if is_trained(tensor)]
-    judged = [
-        (tensor, tensor.fingerprint) for tensor in trained if tensor.fingerprint and not stays_random(tensor.name)
-    ]
+    judged = [(one, one.fingerprint) for one in trained if one.fingerprint and not stays_random(one.name)]
     if not judged:
-        return Check("values.untrained", "skip", "no floating weight is wide enough to be judged (16 x 32 or more)")
-    found = [_row(tensor, print_) for tensor, print_ in judged if print_.init is not None]
+        return Check(
+            "values.untrained", "skip", "no weight is a matrix of a floating type that is wide enough to judge"
+        )
+    rows = [(tensor, _row(tensor, fingerprint)) for tensor, fingerprint in judged]
+    found = [row for _, row in rows if row is not None]
     share = sum(row["elements"] for row in found) / sum(tensor.spec.numel for tensor in trained)
     evidence = {"judged": len(judged), "share_of_parameters": share, "untrained": found}
     if not found:
-        return Check("values.untrained", "pass", f"all {len(judged)} matrices show training", evidence)
-    status = _status(share, thresholds)
-    return Check("values.untrained", status, _message(found, len(judged), share, status), evidence, _ADVICE[status])
+        message = f"none of {len(judged)} weights looks as an initialiser leaves it"
+        return Check("values.untrained", "pass", message, evidence)
+    vital = [row["name"] for tensor, row in rows if row is not None and _is_vital(tensor, row, ends)]
+    status = "fail" if vital else _status(share, thresholds)
+    cause = f"everything passes through {quoted(vital)}" if vital else _CAUSES[status]
+    return Check("values.untrained", status, f"{_count(found, len(judged), share)}; {cause}", evidence, _ADVICE[status])
+
+
+def _is_vital(tensor: Measured, row: dict[str, Any], ends: Ends) -> bool:
+    """Tell whether no output can be right; a random first layer can be, where a method wants it (not torch's own)."""
+    return ends.is_head(tensor) or (ends.is_first(tensor) and row["init"] == _TORCH_DEFAULT)
 
 
 _ADVICE: dict[CheckStatus, str] = {
@@ -47,35 +57,37 @@ def _status(share: float, thresholds: Thresholds) -> CheckStatus:
     return "warn" if share >= thresholds.untrained_warn else "pass"
 
 
-def _message(found: Sequence[dict[str, Any]], judged: int, share: float, status: CheckStatus) -> str:
-    counted = f"{len(found)} of {judged} matrices ({share:.1%} of the parameters) look never trained"
-    causes = {
-        "pass": "unused layers, most likely",
-        "warn": "unused layers, or layers whose values were not loaded before this was saved",
-        "fail": "the weights were not loaded, or saved before training",
-    }
-    default = sum(row["origin"] == _TORCH_DEFAULT for row in found)
-    origin = f", {default} of them as {_TORCH_DEFAULT}" if default else ""
-    return f"{counted}{origin}: {quoted([row['name'] for row in found])}; {causes[status]}"
+_CAUSES: dict[CheckStatus, str] = {
+    "pass": "unused layers, most likely",
+    "warn": "unused layers, or layers whose values were not loaded before this was saved",
+    "fail": "the weights were not loaded, or saved before training",
+}
 
 
-_TORCH_DEFAULT = "torch's default init"
+def _count(found: Sequence[dict[str, Any]], judged: int, share: float) -> str:
+    default = sum(row["init"] == _TORCH_DEFAULT for row in found)
+    origin = f", {default} of them as {_TORCH_DEFAULT} draws it" if default else ""
+    named = quoted([row["name"] for row in found])
+    return f"{len(found)} of {judged} weights ({share:.1%} of the parameters) look never trained{origin}: {named}"
 
 
-def _row(tensor: Measured, found: Fingerprint) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "elements": tensor.spec.numel,
-        "init": found.init,
-        "origin": _origin(tensor, found),
-        "edge": found.edge,
-        "kurtosis": found.kurtosis,
-        "std": found.std,
-    }
+def _row(tensor: Measured, found: Fingerprint) -> dict[str, Any] | None:
+    """Give the evidence that a weight was never trained, or None."""
+    init = _TORCH_DEFAULT if _is_torch_default(tensor, found) else found.init
+    if init is None:
+        return None
+    numbers = {"edge": found.edge, "kurtosis": found.kurtosis, "std": found.std}
+    return {"name": tensor.name, "elements": tensor.spec.numel, "init": init, **numbers}
 
 
-def _origin(tensor: Measured, found: Fingerprint) -> str:
-    fan_in = math.prod(tensor.spec.shape[1:])
-    least, most = _DEFAULT_INIT
-    is_default = found.init == "uniform" and least < magnitude(tensor) * math.sqrt(fan_in) <= most
-    return _TORCH_DEFAULT if is_default else f"{found.init} draws"
+def _is_torch_default(tensor: Measured, found: Fingerprint) -> bool:
+    """Tell whether the values fill U(-b, b) with b = 1 / sqrt(fan_in) exactly, as those of Linear and Conv do at first.
+
+    Source: reset_parameters of torch.nn.Linear and torch.nn.Conv2d (kaiming_uniform_ with a = sqrt(5)).
+    """
+    statistics, fan_in = tensor.statistics, math.prod(tensor.spec.shape[1:])
+    if found.drawn != "uniform" or statistics is None or statistics.minimum is None or statistics.maximum is None:
+        return False
+    least = 1 - max(_MISSED_BOUND / tensor.spec.numel, _ROUNDING)
+    ends = (-statistics.minimum * math.sqrt(fan_in), statistics.maximum * math.sqrt(fan_in))
+    return all(least <= end <= 1 + _ROUNDING for end in ends)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
 from ckptool.layouts.segments import quoted
 from ckptool.model.verification import Check, Thresholds
 from ckptool.operations.health.roles import (
+    Ends,
     begins_with_zero,
     is_mask,
     is_often_copied,
@@ -21,7 +22,11 @@ from ckptool.operations.health.survey import Measured
 
 _LARGEST_WEIGHT = 1e4
 _LEAST_GROUP = 5  # below, a median and its deviation say nothing
-_LEAST_DEVIATION = 0.2  # of the logarithm of a norm: equal layers differ by chance
+# Deviations of the logarithm of a norm that are usual between layers alike, and between any two layers.
+_LEAST_DEVIATION = 0.2
+_LEAST_DEVIATION_OF_ALL = 0.6
+_ALONE = 0.95
+_LEAST_FAVOUR = 5.0  # logits: odds of 150 to 1
 _MAD_TO_STD = 1.4826
 _LEAST_COPIED = 64
 
@@ -69,8 +74,8 @@ def _cause_of(bad: Iterable[Measured]) -> str:
     return "training diverged before this was saved, most likely"
 
 
-def check_dead(tensors: Sequence[Measured], head: str | None, thresholds: Thresholds) -> Check:
-    """Look for weights that are all zero or all the same; ``head`` names the layer that gives the outputs."""
+def check_dead(tensors: Sequence[Measured], ends: Ends, thresholds: Thresholds) -> Check:
+    """Look for weights that are all zero or all the same, in the first and the last layer above all."""
     weights = [tensor for tensor in tensors if is_weight(tensor) and not begins_with_zero(tensor.name)]
     if not weights:
         return Check("values.dead", "skip", "there are no weights with two dimensions or more to look at")
@@ -80,19 +85,17 @@ def check_dead(tensors: Sequence[Measured], head: str | None, thresholds: Thresh
         "weights": len(weights),
         "dead": {tensor.name: _value(tensor) for tensor in dead},
         "share_of_parameters": share,
-        "head": head,
     }
     if not dead:
         return Check("values.dead", "pass", f"none of {len(weights)} weights is all zero or constant", evidence)
-    dead_head = [tensor.name for tensor in dead if head is not None and tensor.name == f"{head}.weight"]
     named = ", ".join(f'"{tensor.name}" (all {_value(tensor):g})' for tensor in dead[:3])
     more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
     message = f"{len(dead)} of {len(weights)} weights hold one value throughout: {named}{more}"
-    if dead_head:
-        message += "; the first layer of these gives the outputs, which are the same for every input then"
-        message = message.replace("the first layer of these", f'"{dead_head[0]}"')
-    failed = bool(dead_head) or share >= thresholds.untrained_fail
+    vital = [tensor.name for tensor in dead if ends.is_head(tensor) or ends.is_first(tensor)]
+    if vital:
+        message += f"; everything passes through {quoted(vital)}, so the outputs cannot tell inputs apart"
     advice = "compare with the model that was saved: these layers were not trained, or their values were lost"
+    failed = bool(vital) or share >= thresholds.untrained_fail
     return Check("values.dead", "fail" if failed else "warn", message, evidence, advice)
 
 
@@ -111,25 +114,25 @@ def _value(tensor: Measured) -> float:
     return float(tensor.statistics.minimum or 0) if tensor.statistics is not None else math.nan
 
 
-def check_outliers(tensors: Sequence[Measured], thresholds: Thresholds) -> Check:
-    """Compare the norm of every weight with those of its kind and shape, and its largest value with a bound."""
+def check_outliers(tensors: Sequence[Measured], ends: Ends, thresholds: Thresholds) -> Check:
+    """Compare the norm of every weight with its like and with all, its values with a bound, the head's biases."""
     weights = [tensor for tensor in tensors if is_weight(tensor) and _rms(tensor) > 0]
     if not weights:
         return Check("values.outliers", "skip", "there are no weights with two dimensions or more to look at")
-    far = {name: score for group in _alike(weights) for name, score in _far(group, thresholds.norm_outlier)}
-    huge = {
-        tensor.name: top for tensor in tensors if is_trained(tensor) and (top := magnitude(tensor)) > _LARGEST_WEIGHT
-    }
-    evidence = {"weights": len(weights), "norms": far, "largest": huge}
-    if not far and not huge:
-        return Check(
-            "values.outliers", "pass", f"the norms of {len(weights)} weights are alike within their kind", evidence
-        )
-    reasons = []
-    if far:
-        reasons.append(f"the norms of {quoted(list(far))} lie far from those of layers of the same kind and shape")
-    if huge:
-        reasons.append(f"{quoted(list(huge))} hold values beyond {_LARGEST_WEIGHT:g}")
+    far = dict(_far(weights, _gain, _LEAST_DEVIATION_OF_ALL, thresholds.norm_outlier))
+    for group in _alike(weights):
+        far.update(_far(group, _rms, _LEAST_DEVIATION, thresholds.norm_outlier))
+    huge = {one.name: top for one in tensors if is_trained(one) and (top := _magnitude(one)) > _LARGEST_WEIGHT}
+    favoured = {one.name: top for one in tensors if ends.is_head(one, "bias") and (top := _favour(one)) > 0}
+    evidence = {"weights": len(weights), "norms": far, "largest": huge, "favoured": favoured}
+    reasons = [
+        *([f"the norms of {quoted(list(far))} lie far from those of other layers"] if far else ()),
+        *([f"{quoted(list(huge))} hold values beyond {_LARGEST_WEIGHT:g}"] if huge else ()),
+        *(f'"{name}" favours one output by {top:.1f} whatever the input' for name, top in favoured.items()),
+    ]
+    if not reasons:
+        message = f"the norms of {len(weights)} weights are of the usual size"
+        return Check("values.outliers", "pass", message, evidence)
     return Check("values.outliers", "warn", "; ".join(reasons), evidence, "look at them with ckptool inspect --stats")
 
 
@@ -140,7 +143,12 @@ def _rms(tensor: Measured) -> float:
     return math.hypot(statistics.mean, statistics.std)
 
 
-def magnitude(tensor: Measured) -> float:
+def _gain(tensor: Measured) -> float:
+    """Give the norm of an average row: what it makes of inputs of size one, whatever the width."""
+    return _rms(tensor) * math.sqrt(math.prod(tensor.spec.shape[1:]))
+
+
+def _magnitude(tensor: Measured) -> float:
     """Give the largest finite magnitude, 0 where there is none."""
     statistics = tensor.statistics
     if statistics is None or statistics.minimum is None or statistics.maximum is None:
@@ -148,21 +156,38 @@ def magnitude(tensor: Measured) -> float:
     return max(abs(float(statistics.minimum)), abs(float(statistics.maximum)))
 
 
-def _alike(weights: Iterable[Measured]) -> list[list[Measured]]:
-    """Group weights by kind (the last part of the name) and shape; small groups are left out."""
+def _favour(bias: Measured) -> float:
+    """Give by how much the largest of three biases or more exceeds the mean, where it does so alone; 0 otherwise.
+
+    One value alone can lie at most sqrt(n - 1) standard deviations above the mean of all n.
+    """
+    statistics = bias.statistics
+    if statistics is None or statistics.maximum is None or statistics.mean is None or statistics.std is None:
+        return 0.0
+    excess = float(statistics.maximum) - statistics.mean
+    is_alone = excess >= _ALONE * statistics.std * math.sqrt(max(statistics.elements - 1, 0))
+    return excess if statistics.elements > 2 and is_alone and excess > _LEAST_FAVOUR else 0.0
+
+
+def _alike(weights: Iterable[Measured]) -> Iterable[list[Measured]]:
+    """Group weights by kind (the last part of the name) and shape."""
     groups: dict[Any, list[Measured]] = {}
     for tensor in weights:
         groups.setdefault((leaf(tensor.name), tensor.spec.shape), []).append(tensor)
-    return [group for group in groups.values() if len(group) >= _LEAST_GROUP]
+    return groups.values()
 
 
-def _far(group: Sequence[Measured], limit: float) -> list[tuple[str, float]]:
-    """Give the robust z of the logarithm of each norm, for those beyond the limit."""
-    logs = [math.log(_rms(tensor)) for tensor in group]
+def _far(
+    group: Sequence[Measured], norm: Callable[[Measured], float], least: float, limit: float
+) -> Iterator[tuple[str, float]]:
+    """Yield the robust z of the logarithm of each norm, for those beyond the limit; a small group has none."""
+    if len(group) < _LEAST_GROUP:
+        return
+    logs = [math.log(norm(tensor)) for tensor in group]
     middle = median(logs)
-    deviation = max(_MAD_TO_STD * median([abs(value - middle) for value in logs]), _LEAST_DEVIATION)
+    deviation = max(_MAD_TO_STD * median([abs(value - middle) for value in logs]), least)
     scores = [(tensor.name, (value - middle) / deviation) for tensor, value in zip(group, logs, strict=True)]
-    return [(name, score) for name, score in scores if abs(score) > limit]
+    yield from ((name, score) for name, score in scores if abs(score) > limit)
 
 
 def check_duplicates(tensors: Sequence[Measured]) -> Check:
