@@ -53,8 +53,9 @@ def _plain(value: Any, known: dict[int, tuple[Any, Any]], depth: int) -> Any:
     if depth > MAX_DEPTH or not isinstance(value, Stub | DictNode | list | tuple):
         return value
     if isinstance(value, tuple):
-        return tuple(_plain(child, known, depth + 1) for child in value)
-    if isinstance(value, Stub):
+        # It can hold itself only by way of a list or a mapping, which is entered first.
+        known[id(value)] = value, tuple(_plain(child, known, depth + 1) for child in value)
+    elif isinstance(value, Stub):
         inner = _unwrap(value)
         if inner is value:
             return value
