@@ -38,8 +38,9 @@ class Thresholds:
     the most frequent class. ``dependence`` is the input-dependent share of the logits' energy: below it the output is
     constant. ``untrained_warn`` and ``untrained_fail`` are shares of the parameters that look never trained.
     ``least_inputs`` is the number of inputs from which on a verdict is given. ``error_...`` is the largest relative
-    error of outputs against those of ``--against``, ``top_1_...`` the least share of equal predictions, by the dtype
-    that the weights were rounded to; ``..._elsewhere`` is for answers recorded on another device or with another torch.
+    error of outputs against those of ``--against``, ``top_1_...`` the least share of predictions that are equal or nearly
+    tied, by the dtype that the weights were rounded to; ``..._elsewhere`` is for answers recorded on another device or
+    with another torch.
     """
 
     mutual_information: float = 0.05
@@ -55,7 +56,7 @@ class Thresholds:
     norm_outlier: float = 8.0
     error_float32: float = 1e-5
     error_float16: float = 2e-2
-    error_bfloat16: float = 5e-2
+    error_bfloat16: float = 0.15
     error_float8: float = 0.5
     error_elsewhere: float = 1e-2
     top_1_float32: float = 0.99

@@ -49,10 +49,11 @@ def draw_confusion(path: Path, counts: Tensor, title: str, class_names: Sequence
     :raises CkptoolError: as ``require_plot``, or the disk refuses.
     """
     require_plot(path)
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     classes = len(counts)
-    side = min(3.5 + 0.45 * classes, 14.0)
+    side = min(3.5 + 0.45 * classes, 11.0)
     figure = Figure(figsize=(side + 1.0, side), layout="constrained", dpi=120)
     axes = figure.add_subplot()
     shares = counts.double() / counts.sum(dim=1, keepdim=True).clamp_min(1)
@@ -63,12 +64,12 @@ def draw_confusion(path: Path, counts: Tensor, title: str, class_names: Sequence
     if classes <= _MOST_NUMBERS:
         _write_counts(axes, counts, shares)
     picture = path.suffix.lower().removeprefix(".")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "ckptool"}):
         warnings.simplefilter("ignore", UserWarning)  # a letter that the font lacks becomes a box
         save(path, lambda staged: figure.savefig(staged.file, format=picture, metadata=_UNDATED.get(picture)))
 
 
-# The same content gives the same bytes.
+# The same content gives the same bytes: no date, and names in an SVG that do not change.
 _UNDATED: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
