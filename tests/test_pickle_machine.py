@@ -257,7 +257,7 @@ DANGEROUS = [
     ("__builtin__", "eval"), ("__builtin__", "execfile"), ("pip", "main"),
     ("asyncio.unix_events", "_UnixSubprocessTransport._start"), ("pkgutil", "resolve_name"),
     ("importlib", "import_module"), ("operator", "attrgetter"), ("operator", "methodcaller"),
-    ("functools", "partial"), ("pickle", "loads"), ("_pickle", "loads"), ("cPickle", "loads"), ("torch", "load"),
+    ("functools", "reduce"), ("pickle", "loads"), ("_pickle", "loads"), ("cPickle", "loads"), ("torch", "load"),
     ("torch.storage", "_load_from_bytes"), ("joblib", "load"), ("numpy", "load"), ("commands", "getoutput"),
     ("httplib", "HTTPSConnection"), ("types", "CodeType"), ("runpy", "_run_code"), ("bdb", "Bdb.run"),
     ("pathlib", "os.system"),

@@ -64,9 +64,9 @@ def _run_and_flush(argv: list[str] | None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
-    from ckptool.cli import inspect, writing  # noqa: F401 - importing a command registers it
     from ckptool.cli.app import app
 
+    _import_commands(set(sys.argv[1:] if argv is None else argv))
     try:
         app(args=argv, prog_name="ckptool")
     except SystemExit as exit_request:
@@ -74,6 +74,18 @@ def _run(argv: list[str] | None) -> int:
             raise exit_request.__context__ from None
         return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
     return Status.DONE
+
+
+def _import_commands(words: set[str]) -> None:
+    """Import what registers the commands that are named, or all of them where none is (help, a misspelling)."""
+    writing = {"strip-prefixes", "convert"}
+    everything = not words & {"inspect", "verify", *writing}
+    if everything or "inspect" in words:
+        import ckptool.cli.inspect
+    if everything or words & writing:
+        import ckptool.cli.writing
+    if everything or "verify" in words:
+        import ckptool.cli.verify  # noqa: F401
 
 
 def _fill_closed_streams() -> None:

@@ -40,7 +40,8 @@ def check_tree(root: Any, reading: Reading) -> None:
                 raise Malformed(f"nests deeper than {limits.NESTING} or holds more than {limits.NODES} values")
             trail.append(_open(child, heights, reading))
         elif height == 0:
-            reading.note("cycle", "holds a value that contains itself")
+            if type(child) is not Stub:  # objects refer to their parents as a matter of course
+                reading.note("cycle", "holds a value that contains itself")
         else:
             _grow(tallest, height)
     return None

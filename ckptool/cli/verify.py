@@ -1,0 +1,304 @@
+"""The command that answers whether a checkpoint is sound."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ckptool.cli import Status, options, worst
+from ckptool.cli.app import command
+from ckptool.cli.terminal import Terminal, complain, detect, show
+from ckptool.errors import CkptoolError
+from ckptool.model.verification import Task, Thresholds, Verification, VerifyOptions
+
+# Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
+# ruff: noqa: UP045
+
+_GATES = {"fail": {"fail"}, "warn": {"fail", "warn"}, "never": set[str]()}
+_TASKS: dict[str, Task] = {
+    task: task
+    for task in ("classification", "multilabel", "regression", "language", "embedding", "segmentation", "detection")
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model the weights belong to."""
+
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            "--model",
+            help="package.module:factory, FILE.py:Class, timm:NAME, torchvision:NAME, transformers:DIR, or an archive.",
+            metavar="MODEL",
+        ),
+    ] = None
+    model_arg: Annotated[
+        Optional[list[str]],
+        typer.Option("--model-arg", help="Argument for it; JSON or plain text (repeatable).", metavar="K=V"),
+    ] = None
+    app_dir: Annotated[
+        Optional[Path], typer.Option("--app-dir", help="Folder to import the module from.", metavar="DIR")
+    ] = None
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the program in a TorchScript or .pt2 file.")] = (
+        False
+    )
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Clean nothing: judge the file as a plain loader meets it.")
+    ] = False
+    allow_missing: Annotated[
+        Optional[list[str]],
+        typer.Option("--allow-missing", help="Names of the model that may be missing (repeatable).", metavar="GLOB"),
+    ] = None
+    allow_unexpected: Annotated[
+        Optional[list[str]],
+        typer.Option("--allow-unexpected", help="Names that the file may have besides (repeatable).", metavar="GLOB"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """What the model is fed."""
+
+    images: Annotated[Optional[Path], typer.Option("--images", help="Folder of your own images.", metavar="DIR")] = None
+    inputs: Annotated[
+        Optional[Path], typer.Option("--inputs", help="Arrays: .npz, .pt or .safetensors.", metavar="FILE")
+    ] = None
+    data: Annotated[
+        Optional[Path],
+        typer.Option("--data", help="Labelled images: a folder per class, or a CSV beside them.", metavar="DIR"),
+    ] = None
+    targets: Annotated[
+        Optional[Path], typer.Option("--targets", help="Labels of the inputs, in their order.", metavar="FILE")
+    ] = None
+    class_names: Annotated[
+        Optional[Path], typer.Option("--class-names", help="One class name a line, or JSON.", metavar="FILE")
+    ] = None
+    input_shape: Annotated[
+        Optional[list[str]],
+        typer.Option("--input-shape", help="Shape of an input: image=3,224,224 (repeatable).", metavar="NAME=SHAPE"),
+    ] = None
+    image_size: Annotated[
+        Optional[int], typer.Option("--image-size", help="Side of the images in pixels.", min=1, metavar="N")
+    ] = None
+    mean: Annotated[
+        Optional[str], typer.Option("--mean", help="Mean per channel, of pixels from 0 to 1.", metavar="X,Y,Z")
+    ] = None
+    std: Annotated[Optional[str], typer.Option("--std", help="Standard deviation per channel.", metavar="X,Y,Z")] = None
+    tokenizer: Annotated[
+        Optional[Path], typer.Option("--tokenizer", help="Folder of a tokenizer, to read text with.", metavar="DIR")
+    ] = None
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Inputs at a time.", min=1)] = 16
+    num_samples: Annotated[int, typer.Option("--num-samples", help="Number of inputs.", min=1)] = 48
+    seed: Annotated[int, typer.Option("--seed", help="Seed of whatever is random.")] = 0
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N] or mps.", metavar="DEVICE")] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """How the answers are judged."""
+
+    task: Annotated[
+        Optional[str], typer.Option("--task", help=f"What the model does: {', '.join(_TASKS)}.", metavar="TASK")
+    ] = None
+    expect_range: Annotated[
+        Optional[str], typer.Option("--expect-range", help="Range of sound regression outputs.", metavar="LOW:HIGH")
+    ] = None
+    against: Annotated[
+        Optional[Path], typer.Option("--against", help="The original, or a golden file.", metavar="OTHER")
+    ] = None
+    save_golden: Annotated[
+        Optional[Path], typer.Option("--save-golden", help="Record inputs and outputs.", metavar="FILE")
+    ] = None
+    min_accuracy: Annotated[
+        Optional[float], typer.Option("--min-accuracy", help="Fail below this accuracy.", min=0, max=1)
+    ] = None
+    checks: Annotated[
+        Optional[list[str]], typer.Option("--checks", help="Only these checks (repeatable).", metavar="ID")
+    ] = None
+    skip_checks: Annotated[
+        Optional[list[str]], typer.Option("--skip-checks", help="Not these checks (repeatable).", metavar="ID")
+    ] = None
+    threshold: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--threshold",
+            help=f"Set one of {', '.join(field.name for field in fields(Thresholds))} (repeatable).",
+            metavar="NAME=X",
+        ),
+    ] = None
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit 1 on: fail, warn or never.", metavar="STATUS")] = (
+        "fail"
+    )
+    bench: Annotated[bool, typer.Option("--bench", help="Measure the speed.")] = False
+    top: Annotated[int, typer.Option("--top", help="Show the N likeliest classes of each input.", min=0)] = 0
+    plot: Annotated[Optional[Path], typer.Option("--plot", help="Draw the confusion matrix.", metavar="FILE")] = None
+
+
+@command("verify", "ckptool verify weights.pt --model train.py:Net --data photos/")
+def verify(
+    paths: options.Paths,
+    choice: options.ChoiceOptions,
+    model: ModelOptions,
+    inputs: InputOptions,
+    judging: JudgeOptions,
+    view: options.AnswerOptions,
+) -> Status:
+    """Prove that the weights load and that the model tells inputs apart.
+
+    Without --model: file integrity, pickle safety, clean keys, and values that no trained network has. With it: what
+    loads, and what the model answers. 0 sound, 1 a check failed, 2 not settled.
+    """
+    terminal = detect(view.color, view.quiet)
+    asked = _asked(choice, model, inputs, judging)
+    gate = options.one_of("--fail-on", judging.fail_on, _GATES)
+    answers = [_verify_one(path, asked, view) for path in paths]
+    _show([answer for answer in answers if answer is not None], terminal, view, several=len(paths) > 1)
+    return worst(*(_status(answer, gate) for answer in answers))
+
+
+def _verify_one(path: Path, asked: VerifyOptions, view: options.AnswerOptions) -> Verification | None:
+    from ckptool.reports.progress import ProgressBar
+
+    try:
+        with ProgressBar(quiet=view.quiet) as progress:
+            if asked.model is None and not asked.trust_code:
+                from ckptool.operations.verify_file import verify_file
+
+                return verify_file(path, asked, progress)
+            from ckptool.verification import verify_model
+
+            return verify_model(path, asked, progress)
+    except CkptoolError as error:
+        complain(str(error))
+        return None
+
+
+def _status(answer: Verification | None, gate: set[str]) -> Status:
+    """Give the exit status of one answer; ``gate`` holds the statuses of a check that mean no."""
+    if answer is None:
+        return Status.UNANSWERED
+    if answer.verdict in ("inconclusive", "error"):
+        return Status.UNANSWERED
+    return Status.NO if gate.intersection(check.status for check in answer.checks) else Status.DONE
+
+
+def _show(answers: list[Verification], terminal: Terminal, view: options.AnswerOptions, *, several: bool) -> None:
+    from ckptool.reports import verify as report
+
+    if view.json:
+        from ckptool.reports.json import answer_json
+
+        if answers or several:
+            show(answer_json(report.SCHEMA, [report.document(answer) for answer in answers], several=several))
+        return
+    for answer in () if view.quiet else answers:
+        if terminal.is_terminal:
+            from ckptool.reports.canvas import Canvas
+            from ckptool.reports.verify_view import view as draw
+
+            unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+            show(draw(answer, Canvas(terminal.width, terminal.color, unicode)))
+        else:
+            show("".join([f"{line}\n" for line in report.lines(answer)]))
+
+
+def _asked(
+    choice: options.ChoiceOptions, model: ModelOptions, inputs: InputOptions, judging: JudgeOptions
+) -> VerifyOptions:
+    return VerifyOptions(
+        weights=choice.weights,
+        keys=options.key_options(choice),
+        model=model.model,
+        model_args={name: _value(text) for name, text in _pairs("--model-arg", model.model_arg).items()},
+        app_dir=model.app_dir,
+        trust_code=model.trust_code,
+        as_is=model.as_is,
+        images=inputs.images,
+        inputs=inputs.inputs,
+        data=inputs.data,
+        input_shapes={name: _shape(text) for name, text in _pairs("--input-shape", inputs.input_shape).items()},
+        image_size=inputs.image_size,
+        mean=_numbers("--mean", inputs.mean, ","),
+        std=_numbers("--std", inputs.std, ","),
+        batch_size=inputs.batch_size,
+        num_samples=inputs.num_samples,
+        class_names=inputs.class_names,
+        targets=inputs.targets,
+        tokenizer=inputs.tokenizer,
+        task=None if judging.task is None else options.one_of("--task", judging.task, _TASKS),
+        expect_range=_range(judging.expect_range),
+        seed=inputs.seed,
+        against=judging.against,
+        save_golden=judging.save_golden,
+        allow_missing=tuple(model.allow_missing or ()),
+        allow_unexpected=tuple(model.allow_unexpected or ()),
+        min_accuracy=judging.min_accuracy,
+        checks=tuple(judging.checks or ()),
+        skip_checks=tuple(judging.skip_checks or ()),
+        device=inputs.device,
+        bench=judging.bench,
+        plot=judging.plot,
+        top=judging.top,
+        thresholds=_thresholds(judging.threshold),
+    )
+
+
+def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise CkptoolError(f"{option} {text}: write it as name=value")
+        pairs[name] = value
+    return pairs
+
+
+def _value(text: str) -> Any:
+    """Read JSON, and what is none as the text that it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.replace("x", ",").strip("[]()").split(",")
+    if not all(size.strip().isdigit() for size in sizes):
+        raise CkptoolError(f"--input-shape {text}: write a shape as 3,224,224")
+    return tuple(int(size) for size in sizes)
+
+
+def _numbers(option: str, text: str | None, separator: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(separator))
+    except ValueError as error:
+        raise CkptoolError(f"{option} {text}: write numbers with {separator!r} between them") from error
+
+
+def _range(text: str | None) -> tuple[float, float] | None:
+    bounds = _numbers("--expect-range", text, ":")
+    if bounds is None:
+        return None
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise CkptoolError(f"--expect-range {text}: write it as low:high")
+    return bounds[0], bounds[1]
+
+
+def _thresholds(texts: list[str] | None) -> Thresholds:
+    known = {field.name: type(getattr(Thresholds(), field.name)) for field in fields(Thresholds)}
+    changes: dict[str, Any] = {}
+    for name, text in _pairs("--threshold", texts).items():
+        kind = options.one_of("--threshold", name, known)
+        try:
+            changes[name] = kind(text)
+        except ValueError as error:
+            raise CkptoolError(f"--threshold {name}={text}: is no number") from error
+    return replace(Thresholds(), **changes)
