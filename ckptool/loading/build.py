@@ -17,7 +17,7 @@ from ckptool.loading.built import BuiltModel, InputHint, Modality, Preprocessing
 from ckptool.loading.checked import load_checked
 from ckptool.loading.code import code_factory
 from ckptool.loading.coverage import coverage_checks
-from ckptool.loading.factories import Factory
+from ckptool.loading.factories import Factory, Size
 from ckptool.loading.fit import Fit, fit, other_size
 from ckptool.loading.hints import input_hint
 from ckptool.loading.network import as_one, has_forward, inner_network, is_lightning, run_eagerly, unwrapped
@@ -125,16 +125,20 @@ def _fitted(factory: Factory, arguments: dict[str, Any], view: OpenedCheckpoint,
     first = _attempt(factory, arguments, view, options)
     if first.fit is None or not first.fit.misfits:
         return first
-    sizes = {
-        size.argument: other_size(first.fit.misfits, size.axis, size.value)
+    found = {
+        size.argument: value
         for size in factory.sizes(first.model, arguments)
-        if size.argument not in options.model_args
+        if size.argument not in options.model_args and (value := _other_argument(size, first.fit)) is not None
     }
-    found = {name: size for name, size in sizes.items() if size is not None}
     if not found:
         return first
     second = _attempt(factory, {**arguments, **found}, view, options)
     return second if second.score > first.score else first
+
+
+def _other_argument(size: Size, fit: Fit) -> int | None:
+    wanted = other_size(fit.misfits, size.axis, size.value)
+    return None if wanted is None else size.argument_for(wanted)
 
 
 def _attempt(factory: Factory, arguments: Mapping[str, Any], view: OpenedCheckpoint, options: VerifyOptions) -> _Choice:

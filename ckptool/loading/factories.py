@@ -18,13 +18,21 @@ from ckptool.loading.foreign import foreign_code
 from ckptool.loading.network import is_lightning
 
 
+def _itself(size: int) -> int | None:
+    return size
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Name an argument that sets one dimension of some tensors: which axis, and its value in the model at hand."""
+    """Name an argument that sets one dimension of some tensors: which axis, and its value in the model at hand.
+
+    ``argument_for`` gives the argument with which the dimension becomes another; None where none does.
+    """
 
     argument: str
     axis: int
     value: int
+    argument_for: Callable[[int], int | None] = _itself
 
 
 def _no_preprocessing(_model: nn.Module) -> Preprocessing | None:

@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ckptool.loading.built import InputHint, Modality
 
@@ -38,6 +40,9 @@ def input_hint(model: nn.Module) -> InputHint:
 
 def required_inputs(model: nn.Module) -> tuple[str, ...]:
     """Name the inputs that ``forward`` cannot do without; empty where it does not tell."""
+    schema = getattr(model.forward, "schema", None)
+    if schema is not None:  # of TorchScript, which begins with the module itself
+        return tuple(one.name for one in schema.arguments[1:] if not one.has_default_value())
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -48,19 +53,22 @@ def required_inputs(model: nn.Module) -> tuple[str, ...]:
 
 def _by_first_layer(model: nn.Module) -> tuple[Modality | None, dict[str, int]]:
     for module in model.modules():
-        for layer, modality, fact, attribute in _FIRST_LAYERS:
-            if isinstance(module, layer):
-                value = getattr(module, attribute)
-                return modality, {fact: value} if _is_count(value) else {}
+        # A module of TorchScript has no class of its own, and keeps the name of the one that it was made from.
+        name = getattr(module, "original_name", None)
+        for layer, modality, fact, axis in _FIRST_LAYERS:
+            weight = getattr(module, "weight", None) if isinstance(module, layer) or name == layer.__name__ else None
+            if isinstance(weight, nn.Parameter | torch.Tensor) and not is_lazy(weight):
+                return modality, {fact: weight.shape[axis]}
     return None, {}
 
 
-_FIRST_LAYERS: tuple[tuple[type[nn.Module], Modality, str, str], ...] = (
-    (nn.Conv2d, "image", "channels", "in_channels"),
-    (nn.Embedding, "tokens", "vocabulary", "num_embeddings"),
-    (nn.Linear, "tabular", "features", "in_features"),
-    (nn.Conv1d, "signal", "channels", "in_channels"),
-    (nn.Conv3d, "volume", "channels", "in_channels"),
+# The kind of a layer, what it works on, what the axis of its weight counts.
+_FIRST_LAYERS: tuple[tuple[type[nn.Module], Modality, str, int], ...] = (
+    (nn.Conv2d, "image", "channels", 1),
+    (nn.Embedding, "tokens", "vocabulary", 0),
+    (nn.Linear, "tabular", "features", 1),
+    (nn.Conv1d, "signal", "channels", 1),
+    (nn.Conv3d, "volume", "channels", 1),
 )
 
 

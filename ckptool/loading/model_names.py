@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ckptool.errors import CkptoolError
+from ckptool.loading.library_names import Conversion, library_names
 
 # Class name to the child that it adds to every path. By name: importing torch._dynamo costs a second.
 _WRAPPERS = {
@@ -45,10 +46,14 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelNames:
-    """List a model's state dict by clean name: its tensors, and the own keys of what is no tensor."""
+    """List a model's state dict by clean name: its tensors, and the own keys of what is no tensor.
+
+    ``conversion`` gives, for a name in a file, the one that the model's library has for it today.
+    """
 
     slots: Mapping[str, Slot]
     values: Mapping[str, str]
+    conversion: Conversion | None = None
 
 
 def model_names(model: nn.Module) -> ModelNames:
@@ -57,7 +62,8 @@ def model_names(model: nn.Module) -> ModelNames:
     :raises CkptoolError: tensors are on the meta device, where nothing can be loaded.
     """
     entries: dict[str, Any] = model.state_dict(keep_vars=True)
-    return _names(entries, {key: clean_name(model, key) for key in entries})
+    names = _names(entries, {key: clean_name(model, key) for key in entries})
+    return replace(names, conversion=library_names(model, frozenset(names.slots)))
 
 
 def own_names(model: nn.Module) -> ModelNames:

@@ -11,6 +11,7 @@ from ckptool.errors import PlanRefused
 from ckptool.layouts.reference import DEEPEST_PREFIX, Reference, fits, shape_of
 from ckptool.layouts.rename import clean_name
 from ckptool.layouts.segments import PRIVATE_SEGMENTS, without
+from ckptool.loading.library_names import Conversion
 from ckptool.loading.model_names import ModelNames, Slot
 from ckptool.model import dtypes
 from ckptool.model.loading import Mismatch
@@ -43,7 +44,17 @@ def place(view: OpenedCheckpoint, names: ModelNames) -> Placement:
 
     :raises PlanRefused: two ways of reading the names do equally well, or the weights are not settled.
     """
-    plan = _plan(view, names)
+    placement = _carry_out(view, names, _plan(view, names))
+    if names.conversion is None or view.keys.keep_prefixes or len(placement.tensors) == len(names.slots):
+        return placement
+    converted = _converted(view, names.conversion)
+    if converted is None:
+        return placement
+    other = _carry_out(view, names, converted)
+    return other if len(other.tensors) > len(placement.tensors) else placement
+
+
+def _carry_out(view: OpenedCheckpoint, names: ModelNames, plan: KeyPlan) -> Placement:
     scope = _scope(view)
     placement = Placement(plan)
     for move in plan.moves:
@@ -51,6 +62,16 @@ def place(view: OpenedCheckpoint, names: ModelNames) -> Placement:
         placed = KeyMove(move.source, name, move.reason)
         _sort_entry(placement, names, placed, view.state_dict.entries[move.source])
     return placement
+
+
+def _converted(view: OpenedCheckpoint, conversion: Conversion) -> KeyPlan | None:
+    """Plan with the names that the model's library has for the clean ones."""
+    try:
+        moves = view.plan.moves
+        mapping = {move.source: None if move.target is None else conversion(move.target) for move in moves}
+        return view.plan_for(replace(view.keys, mapping=mapping))
+    except PlanRefused:
+        return None
 
 
 def _plan(view: OpenedCheckpoint, names: ModelNames) -> KeyPlan:

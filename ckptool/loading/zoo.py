@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from ckptool.errors import CkptoolError
@@ -20,6 +22,8 @@ from ckptool.loading.built import Preprocessing
 from ckptool.loading.factories import Factory, Size, parameters_of
 from ckptool.loading.foreign import foreign_code
 from ckptool.loading.torchvision import ensure_torchvision
+
+_TOKEN_DIMENSIONS = 3  # of a position embedding: 1, tokens, width
 
 
 def zoo_factory(text: str, trust_code: bool) -> Factory | None:
@@ -38,9 +42,13 @@ def zoo_factory(text: str, trust_code: bool) -> Factory | None:
 def _import_zoo(text: str, name: str) -> ModuleType:
     # A model named by the user is built from code on this machine, never fetched.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with foreign_code(f"--model {text}: importing {name} failed", f"run pip install {name}"):
-        ensure_torchvision()
-        return import_module(name)
+    what = f"--model {text}: importing {name} failed"
+    with foreign_code(what, f"install a {name} that goes with torch {torch.__version__}"):
+        try:
+            ensure_torchvision()
+            return import_module(name)
+        except ModuleNotFoundError as error:
+            raise CkptoolError(f"{what} ({error}); run pip install {error.name or name}") from error
 
 
 def _unknown(text: str, name: str, known: Iterable[str]) -> CkptoolError:
@@ -71,8 +79,24 @@ def _timm_sizes(model: nn.Module) -> tuple[Size, ...]:
     found = (
         Size("num_classes", 0, getattr(model, "num_classes", None) or configuration.get("num_classes", 0)),
         Size("in_chans", 1, configuration.get("input_size", (3,))[0]),
+        *_timm_image_size(model),
     )
     return tuple(size for size in found if size.value)
+
+
+def _timm_image_size(model: nn.Module) -> tuple[Size, ...]:
+    """Tell the image size by the number of position embeddings: one for each patch, and some for other tokens."""
+    embedding, patches = getattr(model, "pos_embed", None), getattr(model, "patch_embed", None)
+    grid, edge = getattr(patches, "num_patches", None), getattr(patches, "patch_size", None)
+    if not isinstance(embedding, torch.Tensor) or embedding.dim() != _TOKEN_DIMENSIONS or not grid or not edge:
+        return ()
+    others, side = embedding.shape[1] - grid, edge[0]
+
+    def image_size(tokens: int) -> int | None:
+        edges = math.isqrt(max(tokens - others, 0))
+        return edges * side if edges > 0 and edges * edges == tokens - others else None
+
+    return (Size("img_size", 1, embedding.shape[1], image_size),)
 
 
 def _timm_configuration(model: nn.Module) -> Mapping[str, Any]:
@@ -84,10 +108,10 @@ def _timm_preprocessing(model: nn.Module) -> Preprocessing:
     """Read how timm feeds it; a model with another number of channels gets the mean of the means."""
     resolved = import_module("timm.data").resolve_data_config({}, model=model)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    channels = resolved["input_size"][0] if first is None else first.in_channels * (1 if first.groups == 1 else 0)
-    channels = channels or resolved["input_size"][0]
+    channels = resolved["input_size"][0] if first is None else first.in_channels
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or resolved["input_size"][1:]
     return Preprocessing(
-        size=tuple(resolved["input_size"][1:]),
+        size=(size[0], size[1]),
         mean=_per_channel(resolved["mean"], channels),
         std=_per_channel(resolved["std"], channels),
         channels=channels,
@@ -165,6 +189,7 @@ def _transformers(text: str, name: str, trust_code: bool) -> Factory:
     if not (folder / "config.json").is_file():
         raise CkptoolError(f"--model {text}: there is no {folder / 'config.json'}; name the folder that it lies in")
     library = _import_zoo(text, "transformers")
+    library.logging.set_verbosity_error()
     remedy = "check the file, or allow its own code with --trust-code"
     with foreign_code(f"--model {text}: reading its config.json failed", remedy):
         configuration = library.AutoConfig.from_pretrained(
