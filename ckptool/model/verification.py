@@ -38,9 +38,9 @@ class Thresholds:
     the most frequent class. ``dependence`` is the input-dependent share of the logits' energy: below it the output is
     constant. ``untrained_warn`` and ``untrained_fail`` are shares of the parameters that look never trained.
     ``least_inputs`` is the number of inputs from which on a verdict is given. ``error_...`` is the largest relative
-    error of outputs against those of ``--against``, ``top_1_...`` the least share of predictions that are equal or nearly
-    tied, by the dtype that the weights were rounded to; ``..._elsewhere`` is for answers recorded on another device or
-    with another torch.
+    error of outputs against those of ``--against``, ``top_1_...`` the least share of predictions that are equal or
+    nearly tied, by the dtype that the weights were rounded to; ``..._elsewhere`` is for answers recorded on another
+    device or with another torch.
     """
 
     mutual_information: float = 0.05

@@ -23,10 +23,11 @@ _CLASS_AXIS: Mapping[Task, int] = {"classification": 1, "segmentation": 1, "lang
 class OutputAgreement:
     """Measure how two outputs agree.
 
-    ``decisions`` counts rows that have a predicted class. ``flips`` has, for each row where that is another one, by how
-    much their logit of their class exceeds that of ours, as a share of their largest (centred) logit. ``relative_error``
-    is ``|ours - theirs| / |theirs|`` over all values, ``mean_kl`` the mean divergence of our predicted distribution from
-    theirs in nats, ``min_cosine`` the least cosine similarity of two rows. What the task does not have is None.
+    ``decisions`` counts rows that have a predicted class. ``flips`` has, for each row where that is another one, by
+    how much their logit of their class exceeds that of ours, as a share of their largest (centred) logit.
+    ``relative_error`` is ``|ours - theirs| / |theirs|`` over all values, ``mean_kl`` the mean divergence of our
+    predicted distribution from theirs in nats, ``min_cosine`` the least cosine similarity of two rows. What the task
+    does not have is None.
     """
 
     relative_error: float
