@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ckptool.errors import OutputRefused, PlanRefused
+from ckptool.errors import CkptoolError, OutputRefused, PlanRefused
 from ckptool.formats import open_checkpoint
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
-from ckptool.model.plans import PlannedTensor
+from ckptool.model.plans import Note, PlannedTensor
 from ckptool.model.results import CastLoss
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.values import TensorSpec
@@ -61,40 +61,64 @@ def convert(
     :raises CkptoolError: what is meant is open, cannot be written faithfully, or the disk refuses.
     """
     _refuse_same_file(source, target, options)
-    with open_checkpoint(source) as checkpoint:
-        opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
-        selection, state_dict, key_plan = opened.selection, opened.state_dict, opened.plan
-        kind = kind or kind_of_format(checkpoint.format)
-        _refuse_kind(target, kind, options)
-        facts = facts_as_text(checkpoint, selection) if kind == "safetensors" and options.metadata else NO_FACTS
-        copy = plan_copy(checkpoint, state_dict, key_plan, options, kind, facts)
-        _guard(checkpoint, copy, options)
-        target_bytes, digest = sum(spec.nbytes for spec in copy.specs.values()), None
-        if not options.dry_run:
-            assert target is not None
-            target_bytes, digest = _write(copy, target, kind, options, progress or NoProgress())
-        losses = tuple(tally.loss for tally in copy.tallies)
-        notes = (*selection.notes, *key_plan.notes, *copy.notes)
-        return Conversion(
-            source=source,
-            target=target,
-            kind=kind,
-            dry_run=options.dry_run,
-            state_dict=state_dict.name,
-            role=state_dict.role,
-            certainty=key_plan.certainty,
-            wrappers=key_plan.wrappers,
-            moves=key_plan.moves,
-            tensors=len(copy.specs),
-            dropped=copy.dropped,
-            flattened=copy.flattened,
-            ties=copy.ties,
-            casts=losses,
-            notes=notes,
-            source_bytes=checkpoint.file_bytes,
-            target_bytes=target_bytes,
-            digest=digest,
-        )
+    try:
+        with open_checkpoint(source) as checkpoint:
+            return _convert(checkpoint, target, options, kind, progress or NoProgress())
+    except CkptoolError as error:
+        # What is said of a tensor is said of a file: there may be many on the command line.
+        if not any(str(path) in str(error) for path in (source, target)):
+            error.args = (f"{source}: {error}",)
+        raise
+
+
+def _convert(
+    checkpoint: Checkpoint, target: Path | None, options: ConvertOptions, kind: OutputKind | None, progress: Progress
+) -> Conversion:
+    opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
+    kind = kind or kind_of_format(checkpoint.format)
+    _refuse_kind(target, kind, options)
+    carries_facts = kind == "safetensors" and options.metadata
+    facts = facts_as_text(checkpoint, opened.selection) if carries_facts else NO_FACTS
+    copy = plan_copy(checkpoint, opened.state_dict, opened.plan, options, kind, facts)
+    _guard(checkpoint, copy, options)
+    if options.dry_run:
+        written = sum(spec.nbytes for spec in copy.specs.values()), None
+    else:
+        assert target is not None
+        written = _write(copy, target, kind, options, progress)
+    return _tell(opened, copy, target, options, kind, written)
+
+
+def _tell(
+    opened: OpenedCheckpoint,
+    copy: PlannedCopy,
+    target: Path | None,
+    options: ConvertOptions,
+    kind: OutputKind,
+    written: tuple[int, str | None],
+) -> Conversion:
+    checkpoint, plan = opened.checkpoint, opened.plan
+    found = (Note(finding.code, finding.text) for finding in checkpoint.findings)
+    return Conversion(
+        source=checkpoint.path,
+        target=target,
+        kind=kind,
+        dry_run=options.dry_run,
+        state_dict=opened.state_dict.name,
+        role=opened.state_dict.role,
+        certainty=plan.certainty,
+        wrappers=plan.wrappers,
+        moves=plan.moves,
+        tensors=len(copy.specs),
+        dropped=copy.dropped,
+        flattened=copy.flattened,
+        ties=copy.ties,
+        casts=tuple(tally.loss for tally in copy.tallies),
+        notes=(*found, *opened.selection.notes, *plan.notes, *copy.notes),
+        source_bytes=checkpoint.file_bytes,
+        target_bytes=written[0],
+        digest=written[1],
+    )
 
 
 def _refuse_kind(target: Path | None, kind: OutputKind, options: ConvertOptions) -> None:
