@@ -81,9 +81,8 @@ def _convert(
     facts = facts_as_text(checkpoint, opened.selection) if carries_facts else NO_FACTS
     copy = plan_copy(checkpoint, opened.state_dict, opened.plan, options, kind, facts)
     _guard(checkpoint, copy, options)
-    if options.dry_run:
-        written = sum(spec.nbytes for spec in copy.specs.values()), None
-    else:
+    written: tuple[int, str | None] = sum(spec.nbytes for spec in copy.specs.values()), None
+    if not options.dry_run:
         assert target is not None
         written = _write(copy, target, kind, options, progress)
     return _tell(opened, copy, target, options, kind, written)
