@@ -25,7 +25,8 @@ def check_constant(case: Case, device: torch.device) -> Check:
     """Judge whether the answers depend on the inputs, and on each of several inputs."""
     evidence = _measure(case)
     if _are_the_same(case.inputs):
-        return Check(_ID, "inconclusive", "all inputs are the same, so the answers have to be", evidence, case.advice)
+        found = {**evidence, "same_inputs": True}
+        return Check(_ID, "inconclusive", "all inputs are the same, so the answers have to be", found, case.advice)
     if _is_constant(case, evidence):
         return _judge_constant(case, evidence)
     dead = find_dead_inputs(case.model, next(iter(case.inputs.batches())), device)
@@ -37,7 +38,11 @@ def check_constant(case: Case, device: torch.device) -> Check:
 def _measure(case: Case) -> dict[str, float]:
     answers = case.outputs.judged.double().nan_to_num(0.0, 0.0, 0.0)  # what is -inf for every input is a mask
     numbers = {"relative_range": relative_range(answers)}
-    return numbers if case.task in _ONLY_RANGE else numbers | {"input_dependence": input_dependence(answers)}
+    return (
+        numbers
+        if case.task in _ONLY_RANGE or not case.outputs.judged.is_floating_point()
+        else numbers | {"input_dependence": input_dependence(answers)}
+    )
 
 
 def _is_constant(case: Case, evidence: Mapping[str, float]) -> bool:
@@ -62,7 +67,7 @@ def _judge_constant(case: Case, evidence: Mapping[str, float]) -> Check:
 
 
 def _is_saturated(answers: Tensor) -> bool:
-    rows = answers.double().flatten(1)
+    rows = answers.double().reshape(len(answers), -1)
     if rows.shape[1] == 1:
         return bool(((rows >= 0) & (rows <= 1) & ((rows - 0.5).abs() >= _SATURATED - 0.5)).all())
     return are_probabilities(rows) and bool((rows.amax(dim=1) >= _SATURATED).all())

@@ -75,6 +75,8 @@ def judge(
 def _judge_diversity(steps: _Judge | None, case: Case, measured: Measured, constant: Check) -> Check:
     if steps is None:
         return Check(ID, "skip", f"of {case.task} models only finite and constant answers are judged")
+    if constant.evidence.get("same_inputs"):
+        return Check(ID, "inconclusive", "all inputs are the same (output.constant)", measured.statistics, case.advice)
     if constant.status == "fail" and not constant.evidence.get("dead_inputs"):
         return Check(ID, "skip", "the answers do not depend on the input at all (output.constant)", measured.statistics)
     return steps.judge(case, measured)

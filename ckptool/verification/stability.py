@@ -17,7 +17,7 @@ from ckptool.verification.statistics import relative_difference
 _TOLERANCE = 1e-4
 _HALF_TOLERANCE = 2e-2
 _LEAST_BYTES = 4
-_ALONE = 3
+_PARTS = 3
 
 
 def check_stability(model: nn.Module, batch: Batch, device: torch.device) -> tuple[Check, Check]:
@@ -52,19 +52,30 @@ def _check_determinism(first: Mapping[str, Tensor], second: Mapping[str, Tensor]
 def _check_batch(
     model: nn.Module, batch: Batch, device: torch.device, together: Mapping[str, Tensor], unruly: list[str]
 ) -> Check:
-    count = count_inputs(batch)
-    if count < 2:
-        return Check("output.batch", "skip", "the batches have a single input")
-    rows = sorted({round(step * (count - 1) / (_ALONE - 1)) for step in range(_ALONE)})
-    try:
-        alone = {row: run_batch(model, take_inputs(batch, row, 1), device).tensors for row in rows}
-    except CkptoolError as error:
-        return Check("output.batch", "skip", f"the model does not take a single input: {error}")
-    differences = [
-        _largest_difference({name: tensor[row : row + 1] for name, tensor in together.items()}, answers, together)
-        for row, answers in alone.items()
-    ]
-    return _judge_batch(max(differences), _tolerance_of(model), unruly)
+    # BatchNorm in training mode refuses a single input, and takes two.
+    sizes = [size for size in (1, 2) if size < count_inputs(batch)]
+    refusal = "the batches have a single input"
+    for size in sizes:
+        try:
+            difference = _difference_in_parts(model, batch, size, device, together)
+        except CkptoolError as error:
+            refusal = f"the model takes no smaller batch: {error}"
+            continue
+        return _judge_batch(difference, _tolerance_of(model), unruly)
+    return Check("output.batch", "skip", refusal)
+
+
+def _difference_in_parts(
+    model: nn.Module, batch: Batch, size: int, device: torch.device, together: Mapping[str, Tensor]
+) -> float:
+    """Give by how much the answers to a few small parts of a batch differ from those in the whole."""
+    starts = {round(step * (count_inputs(batch) - size) / (_PARTS - 1)) for step in range(_PARTS)}
+    differences = []
+    for start in sorted(starts):
+        alone = run_batch(model, take_inputs(batch, start, size), device).tensors
+        whole = {name: tensor[start : start + size] for name, tensor in together.items()}
+        differences.append(_largest_difference(whole, alone, together))
+    return max(differences)
 
 
 def _judge_batch(difference: float, tolerance: float, unruly: list[str]) -> Check:

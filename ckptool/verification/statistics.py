@@ -65,16 +65,20 @@ def input_dependence(answers: Tensor) -> float:
 
     Each row is centred first, since a softmax does not see what all of its logits share; a single value is not.
     """
-    values = answers.double().flatten(1)
+    values = _as_rows(answers)
     if values.shape[1] > 1:
         values = values - values.mean(dim=1, keepdim=True)
     energy = values.square().sum()
     return 0.0 if energy == 0 else ((values - values.mean(dim=0)).square().sum() / energy).item()
 
 
+def _as_rows(answers: Tensor) -> Tensor:
+    return answers.double().reshape(len(answers), -1)
+
+
 def spread(answers: Tensor) -> float:
     """Give the root mean square of the answers, [rows, values], each row centred where it has several values."""
-    values = answers.double().flatten(1)
+    values = _as_rows(answers)
     if values.shape[1] > 1:
         values = values - values.mean(dim=1, keepdim=True)
     return values.square().mean().sqrt().item()
@@ -82,7 +86,7 @@ def spread(answers: Tensor) -> float:
 
 def relative_range(answers: Tensor) -> float:
     """Give how far the answers to two inputs are apart at most, relative to the largest of all values."""
-    values = answers.double().flatten(1)
+    values = _as_rows(answers)
     largest = values.abs().max()
     return 0.0 if largest == 0 else ((values.amax(dim=0) - values.amin(dim=0)).max() / largest).item()
 
@@ -100,7 +104,7 @@ def relative_difference(one: Tensor, other: Tensor, scale: Tensor) -> float:
 
 def mean_cosine(answers: Tensor) -> float:
     """Give the mean cosine similarity of the answers to two different inputs, [rows, values]."""
-    directions = torch.nn.functional.normalize(answers.double().flatten(1), dim=1)
+    directions = torch.nn.functional.normalize(_as_rows(answers), dim=1)
     rows = len(directions)
     if rows < 2:
         return 1.0

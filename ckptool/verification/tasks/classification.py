@@ -29,6 +29,7 @@ _USUAL_INFORMATION = 0.2
 # Labels speak for a model when they are so many standard deviations likelier than in random order, and as frequent
 # as it says.
 _LABEL_GAIN = 4.0
+_UNRELATED_GAIN = 2.0
 _CALIBRATED = 0.15
 
 
@@ -82,7 +83,7 @@ def judge(case: Case, measured: Measured) -> Check:
         return conclude(case, "inconclusive", f"{few}: {describe(case, measured)}.", numbers, case.advice)
     low = numbers["mutual_information"] < limits.mutual_information
     if not low and (case.in_domain or numbers["share"] < limits.share):
-        return conclude(case, "pass", f"{describe(case, measured)}.", numbers)
+        return _conclude_diverse(case, measured)
     if low and case.in_domain and _labels_agree(case):
         return conclude(case, "pass", f"{describe(case, measured)}, yet in line with the labels.", numbers)
     reasons = corroborations(case) if low else []
@@ -92,6 +93,15 @@ def judge(case: Case, measured: Measured) -> Check:
         message = f"{describe(case, measured)}: {_explain_collapse(case, measured)}.{exonerations(case)}"
         return conclude(case, "fail", message, numbers, _COLLAPSE_ADVICE)
     return conclude(case, "inconclusive", _doubt(case, measured), numbers, _doubt_advice(case))
+
+
+def _conclude_diverse(case: Case, measured: Measured) -> Check:
+    seen, gain = describe(case, measured), _label_gain(case)
+    if gain is None or gain >= _UNRELATED_GAIN:
+        return conclude(case, "pass", f"{seen}.", measured.statistics)
+    message = f"{seen}, and the labels are no likelier under these answers than in random order."
+    advice = "check that labels and classes are counted in the same order (--class-names), and the preprocessing"
+    return conclude(case, "warn", message, {**measured.statistics, "label_gain": gain}, advice)
 
 
 _LIKELY_CAUSES = "likely causes are damaged layers, lost BatchNorm statistics or another preprocessing than in training"
@@ -128,11 +138,11 @@ def _is_flat(case: Case, measured: Measured) -> bool:
 
 
 def _explain_collapse(case: Case, measured: Measured) -> str:
+    spike = name_spike(case.model, measured.classes, next(iter(measured.histogram)))
     if measured.statistics["information_without_offset"] >= _USUAL_INFORMATION:
-        leading = next(iter(measured.histogram))
-        spike = name_spike(case.model, measured.classes, leading) or "look at the bias of the last layer"
-        return f"it sees the differences, and one constant offset outweighs them ({spike})"
-    return f"it does not tell its inputs apart; {causes(case, _LIKELY_CAUSES)}"
+        where = spike or "look at the bias of the last layer"
+        return f"it sees the differences, and one constant offset outweighs them ({where})"
+    return f"it does not tell its inputs apart; {causes(case, spike or _LIKELY_CAUSES)}"
 
 
 def _doubt(case: Case, measured: Measured) -> str:
@@ -168,11 +178,25 @@ def _one_label(case: Case) -> bool:
 
 def _labels_agree(case: Case) -> bool:
     """Tell whether labels follow the probabilities, and are as frequent as these say: honest about a vague world."""
+    labels, gain = _labels_of(case), _label_gain(case)
+    if labels is None or gain is None:
+        return False
+    said = statistics.as_probabilities(as_classes(case.outputs)).mean(dim=0)
+    found = torch.nn.functional.one_hot(labels.long(), len(said)).double().mean(dim=0)
+    return gain >= _LABEL_GAIN and (said - found).abs().max().item() <= _CALIBRATED
+
+
+def _label_gain(case: Case) -> float | None:
+    """Give by how much the labels follow the answers; None without labels, or where these are all the same."""
     labels = _labels_of(case)
     probabilities = statistics.as_probabilities(as_classes(case.outputs))
-    if labels is None or int(labels.max()) >= probabilities.shape[1] or int(labels.min()) < 0:
-        return False
-    said = probabilities.mean(dim=0)
-    found = torch.nn.functional.one_hot(labels.long(), probabilities.shape[1]).double().mean(dim=0)
-    calibrated = (said - found).abs().max().item() <= _CALIBRATED
-    return calibrated and statistics.label_gain(probabilities, labels) >= _LABEL_GAIN
+    if labels is None:
+        return None
+    found = set(labels.tolist())
+    return (
+        statistics.label_gain(probabilities, labels) if len(found) > 1 and _are_classes(found, probabilities) else None
+    )
+
+
+def _are_classes(labels: set[int], probabilities: Tensor) -> bool:
+    return min(labels) >= 0 and max(labels) < probabilities.shape[1]

@@ -15,6 +15,8 @@ from ckptool.verification.outputs import Inputs, Outputs, run_batch
 from ckptool.verification.tasks.language import tokens_of
 
 _VECTORS = {"pooler_output", "last_hidden_state", "sentence_embedding", "image_embeds", "text_embeds", "embeddings"}
+# How BatchNorm, LayerNorm and GroupNorm call it.
+_NORM_WIDTHS = ("num_features", "normalized_shape", "num_channels")
 _PROBLEMS: dict[str, Task] = {
     "regression": "regression",
     "single_label_classification": "classification",
@@ -88,7 +90,7 @@ def _task_of_values(answers: Tensor) -> Task | None:
 
 
 def _task_of_layer(model: nn.Module, batch: Batch, device: torch.device, width: int) -> Task:
-    """Take logits for what a linear layer (or convolution) of that many outputs gave; other layers give vectors."""
+    """Take for a vector what comes straight from a normalisation of that width, as from a network without a head."""
     last: list[nn.Module] = []
 
     def look(name: str, _given: Any, _answer: Any) -> None:
@@ -98,10 +100,8 @@ def _task_of_layer(model: nn.Module, batch: Batch, device: torch.device, width: 
 
     with evaluating(model), watching(model, look):
         call_model(model, move(batch, device))
-    if not last or last[0] is model:
-        return "classification"
-    widths = {getattr(last[0], name, None) for name in ("out_features", "out_channels")}
-    return "classification" if width in widths else "embedding"
+    widths = [getattr(last[0], name, None) for name in _NORM_WIDTHS] if last else []
+    return "embedding" if width in widths or (width,) in widths else "classification"
 
 
 def reads_left_to_right(model: nn.Module, inputs: Inputs, device: torch.device) -> bool:
