@@ -87,7 +87,8 @@ def _parse_npy(file: IO[bytes], nbytes: int) -> Tensor:
 def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     wider = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64, "float128": np.float64}.get(native.dtype.name)
-    return torch.from_numpy(np.ascontiguousarray(native if wider is None else native.astype(wider)))
+    plain = native if wider is None else native.astype(wider)
+    return torch.from_numpy(plain if plain.flags.c_contiguous else plain.copy())
 
 
 def _unreadable(path: Path, error: Exception) -> CkptoolError:

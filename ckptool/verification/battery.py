@@ -36,6 +36,8 @@ def name_image(place: int) -> str:
 
 def power_noise(shape: tuple[int, ...], exponent: float, generator: Generator) -> Tensor:
     """Give noise whose power falls with frequency to the given exponent, over all dimensions; mean 0, deviation 1."""
+    if math.prod(shape) == 1:
+        return torch.zeros(shape)
     spectrum = torch.fft.fftn(torch.randn(shape, generator=generator))
     squares = [torch.fft.fftfreq(length).square() for length in shape]
     frequency = torch.stack(torch.meshgrid(*squares, indexing="ij")).sum(0).sqrt()
@@ -153,4 +155,4 @@ def _recolour(image: Tensor, channels: int, generator: Generator) -> Tensor:
         return image[:channels]
     weights = torch.rand(channels - 3, 3, generator=generator)
     mixed = torch.einsum("cr,rhw->chw", weights / weights.sum(1, keepdim=True), image)
-    return torch.cat((image, mixed))
+    return torch.cat((image, mixed)).clamp(0, 1)

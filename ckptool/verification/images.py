@@ -110,8 +110,11 @@ def _walk(folder: Path) -> Iterator[Path]:
         folder.stat()
         yield folder
         return
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):  # data sets are often folders of links
+        seen.add(os.path.realpath(root))
+        shown = sorted(name for name in folders if not name.startswith((".", "__")))
+        folders[:] = [name for name in shown if os.path.realpath(Path(root, name)) not in seen]
         yield from (Path(root, name) for name in names if not name.startswith("."))
 
 

@@ -13,7 +13,7 @@ from ckptool.errors import CkptoolError
 from ckptool.loading.built import BuiltModel, Modality
 from ckptool.model.verification import VerifyOptions
 from ckptool.verification.device import Batch
-from ckptool.verification.labels import Labels, read_class_names
+from ckptool.verification.labels import ClassNames, Labels, read_class_names
 from ckptool.verification.rows import Rows
 from ckptool.verification.trial import Settled, Trial, compose, float_type
 
@@ -95,7 +95,7 @@ class Feeding:
         }
 
     @property
-    def class_names(self) -> tuple[str, ...] | None:
+    def class_names(self) -> ClassNames | None:
         """Read the names of the classes, where the user gave some."""
         return read_class_names(self.options.class_names) if self.options.class_names else None
 
@@ -133,7 +133,8 @@ class Feeding:
 
     def _names_of_classes(self, classes: int | None, labels: Labels | None) -> tuple[str, ...] | None:
         """Take the names that the user gave, else those of the folders, else those in a transformers configuration."""
-        given = self.class_names
+        named = self.class_names
+        given = named.names if named else None
         if given and classes is not None and classes > 1 and len(given) != classes:
             raise CkptoolError(
                 f"{self.options.class_names}: names {len(given)} classes of {classes}; name those of the model"

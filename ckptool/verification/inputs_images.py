@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+
+import torch
+from torch import Generator
 
 from ckptool.errors import CkptoolError
 from ckptool.verification.battery import draw_image, name_image
 from ckptool.verification.images import IMAGENET_MEAN, IMAGENET_STD, ImageForm, Pictures
 from ckptool.verification.input_set import Feeding
 from ckptool.verification.photos import sample_photos
-from ckptool.verification.rows import Drawn, Joined, Rows
+from ckptool.verification.rows import Drawn, Joined, Rows, Stacked
 from ckptool.verification.sizes import USUAL, position_size, usual_sizes
 from ckptool.verification.trial import ONLY, Settled
 
@@ -34,9 +38,10 @@ def image_forms(feeding: Feeding, native: Size | None = None) -> Iterator[ImageF
 
 def _channels(feeding: Feeding) -> tuple[int, bool]:
     """Count the channels of an image, and say whether anything tells."""
-    stated = feeding.built.preprocessing.channels if feeding.built.preprocessing else feeding.built.input_hint.channels
+    stated = feeding.built.preprocessing.channels if feeding.built.preprocessing else None
     given = max(len(feeding.options.mean or ()), len(feeding.options.std or ()))
-    return stated or max(given, 3), bool(stated or given > 1)
+    known = feeding.built.input_hint.channels or stated
+    return known or max(given, 3), bool(known or given > 1)
 
 
 def image_form(feeding: Feeding, size: Size, channels: int) -> ImageForm:
@@ -45,13 +50,12 @@ def image_form(feeding: Feeding, size: Size, channels: int) -> ImageForm:
     :raises CkptoolError: ``--mean`` or ``--std`` is for another number of channels.
     """
     stated = feeding.built.preprocessing
-    fits = stated is not None and len(stated.mean) == len(stated.std) == channels
-    mean, std = (stated.mean, stated.std) if stated is not None and fits else usual_scale(channels)
+    mean, std = (stated.mean, stated.std) if stated is not None else usual_scale(channels)
     crop = stated.crop if stated is not None else _CROP if min(size) >= _CROPPED_SIDE else 1.0
     return ImageForm(
         size=size,
-        mean=_per_channel("--mean", feeding.options.mean, mean),
-        std=_per_channel("--std", feeding.options.std, std),
+        mean=_per_channel("--mean", feeding.options.mean, mean, channels),
+        std=_per_channel("--std", feeding.options.std, std, channels),
         crop=crop,
         interpolation=stated.interpolation if stated is not None else "bilinear",
     )
@@ -67,14 +71,16 @@ def usual_scale(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return mean[:channels], std[:channels]
 
 
-def _per_channel(option: str, given: tuple[float, ...] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
+def _per_channel(
+    option: str, given: tuple[float, ...] | None, usual: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
     if given is None:
-        return usual
-    if len(given) not in (1, len(usual)):
-        raise CkptoolError(f"{option}: has {len(given)} values for {len(usual)} channels; give one for each, or one")
+        return usual if len(usual) == channels else (sum(usual) / len(usual),) * channels
+    if len(given) not in (1, channels):
+        raise CkptoolError(f"{option}: has {len(given)} values for {channels} channels; give one for each, or one")
     if option == "--std" and min(given) <= 0:
         raise CkptoolError(f"{option}: {min(given):g} is no deviation; give positive values")
-    return given * (len(usual) // len(given))
+    return given * (channels // len(given))
 
 
 def _sizes(feeding: Feeding, native: Size | None) -> Iterator[Size]:
@@ -91,8 +97,7 @@ def _sizes(feeding: Feeding, native: Size | None) -> Iterator[Size]:
 
 
 def _run(feeding: Feeding) -> None:
-    form = image_form(feeding, (USUAL[0], USUAL[0]), _channels(feeding)[0])
-    feeding.trial.answers({ONLY: battery(form, feeding.trial.rows, feeding.options.seed)})
+    feeding.trial.answers({ONLY: Stacked(torch.rand(2, _channels(feeding)[0], USUAL[0], USUAL[0]))})
 
 
 def settle_images(
@@ -102,16 +107,16 @@ def settle_images(
 
     :raises CkptoolError: none does.
     """
-    tried: list[tuple[Rows, ImageForm]] = []
+    forms: dict[tuple[int, ...], ImageForm] = {}
 
     def variants() -> Iterator[Rows]:
         for form in image_forms(feeding, native):
-            tried.append((make(form), form))
-            yield tried[-1][0]
+            forms.setdefault((form.channels, *form.size), form)
+            yield Stacked(torch.rand(2, form.channels, *form.size, generator=Generator().manual_seed(0)))
 
     settled = feeding.trial.settle({ONLY: variants()})
-    form = next(form for rows, form in tried if rows is settled.fields[ONLY])
-    return settled, _explain(feeding, form)
+    form = forms[tuple(settled.fields[ONLY].take([0]).shape[1:])]
+    return replace(settled, fields={ONLY: make(form)}), _explain(feeding, form)
 
 
 def _explain(feeding: Feeding, form: ImageForm) -> tuple[str, ...]:

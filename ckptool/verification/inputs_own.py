@@ -13,9 +13,17 @@ from ckptool.errors import CkptoolError
 from ckptool.loading.built import Modality
 from ckptool.verification.arrays import read_arrays
 from ckptool.verification.images import Pictures, common_size, find_pictures
-from ckptool.verification.input_set import Feeding, InputSet
+from ckptool.verification.input_set import Feeding, InputSet, hub_names
 from ckptool.verification.inputs_images import image_form, settle_images
-from ckptool.verification.labels import Labelled, Labels, read_labelled, read_targets, settle_folders, settle_labels
+from ckptool.verification.labels import (
+    ClassNames,
+    Labelled,
+    Labels,
+    read_labelled,
+    read_targets,
+    settle_folders,
+    settle_labels,
+)
 from ckptool.verification.rows import Rows, Stacked
 from ckptool.verification.trial import Settled, name_arguments
 
@@ -63,10 +71,18 @@ def _settle_pictures(feeding: Feeding, paths: tuple[Path, ...]) -> tuple[Settled
 
 def _settle_labelled(feeding: Feeding, found: Labelled, classes: int | None, places: Sequence[int]) -> Labels:
     """Settle all labels, those of inputs that were not chosen included: they say which classes there are."""
-    names = feeding.class_names
+    names = feeding.class_names or _hub_classes(feeding, found.labels)
     settle = settle_folders(found, names, classes) if found.from_folders else None
     settled = settle or settle_labels(found.labels, found.where, names, classes)
     return Labels(settled.values[list(places)], settled.class_names, settled.notes)
+
+
+def _hub_classes(feeding: Feeding, labels: Sequence[str]) -> ClassNames | None:
+    """Take the classes of a transformers configuration where the labels are named like them."""
+    names = hub_names(feeding.model)
+    if names is None or not set(labels) <= set(names):
+        return None
+    return ClassNames(names, {name: number for number, name in enumerate(names)})
 
 
 def _targets(feeding: Feeding, names: Sequence[str]) -> Sequence[object] | Tensor | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ _NAME_COLUMNS = ("name", "file", "filename", "file_name", "image", "image_id", "
 _LABEL_COLUMNS = ("label", "class", "target", "category", "y", "class_id", "label_id", "class_name", "labels")
 _SPLITS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "eval", "dev"))
 _CLASS_NAMES = "give the classes in the model's order with --class-names"
+_SYNSET = re.compile(r"(n\d{8})[\s,]+(\S.*)")  # ImageNet's folders are named so
 _LIMIT_BYTES = 256 << 20
 
 
@@ -43,23 +46,46 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Give the names of the classes in order: one a line, or JSON (a list, or names by number, or with id2label).
+@dataclass(frozen=True, slots=True)
+class ClassNames:
+    """Hold the names of the classes in the model's order, and the number of each under all of its names."""
+
+    names: tuple[str, ...]
+    numbers: Mapping[str, int]
+
+
+def read_class_names(path: Path) -> ClassNames:
+    """Read the names of the classes in order: one a line, or JSON (a list, or names by number, or with id2label).
+
+    A class may have several (``["n01440764", "tench"]``, or a line that begins with such a number); the last is shown.
 
     :raises CkptoolError: it cannot be read, or does not name classes 0, 1, 2 and so on.
     """
     text = _read_text(path)
     if path.suffix.lower() != ".json":
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return _class_names(path, [_split_line(line.strip()) for line in text.splitlines() if line.strip()])
     value = _parse_json(path, text)
     if isinstance(value, dict) and isinstance(value.get("id2label"), dict):
         value = value["id2label"]
     if isinstance(value, dict):
         value = [value.get(str(number)) for number in range(len(value))]
-    names = [item[-1] if isinstance(item, list) and item else item for item in value] if value else []
-    if not names or not all(isinstance(name, str) for name in names):
-        raise CkptoolError(f'{path}: names no classes; give a list of names, or {{"0": "cat", "1": "dog"}}')
-    return tuple(names)
+    items = value if isinstance(value, list) else []
+    return _class_names(path, [item if isinstance(item, list) else [item] for item in items])
+
+
+def _split_line(line: str) -> list[str]:
+    synset = _SYNSET.match(line)
+    return [synset[1], line, synset[2]] if synset else [line]
+
+
+def _class_names(path: Path, classes: Sequence[Sequence[Any]]) -> ClassNames:
+    if not classes or not all(names and all(isinstance(name, str) for name in names) for names in classes):
+        raise CkptoolError(f'{path}: names no classes; give one name a line, or JSON such as ["cat", "dog"]')
+    numbers: dict[str, int] = {}
+    for number, names in enumerate(classes):
+        for name in names:
+            numbers.setdefault(name, number)
+    return ClassNames(tuple(names[-1] for names in classes), numbers)
 
 
 def read_labelled(folder: Path) -> Labelled:
@@ -203,7 +229,7 @@ def _fitting(path: Path, targets: Any, names: Sequence[str]) -> list[Any] | Tens
 
 
 def settle_labels(
-    given: Sequence[Any] | Tensor, where: Path, class_names: tuple[str, ...] | None, classes: int | None
+    given: Sequence[Any] | Tensor, where: Path, class_names: ClassNames | None, classes: int | None
 ) -> Labels:
     """Turn what is written into class numbers below ``classes``, or into values where those are no classes.
 
@@ -212,19 +238,20 @@ def settle_labels(
     :raises CkptoolError: a label is no class of the model.
     """
     if isinstance(given, Tensor):
-        return _settle_tensor(given, where, class_names, classes)
-    if class_names is not None and all(str(label) in class_names for label in given):
-        return Labels(torch.tensor([class_names.index(str(label)) for label in given]), class_names)
-    numbers = _as_numbers(given)
-    if numbers is not None:
-        return _settle_tensor(numbers, where, class_names, classes)
+        return _settle_tensor(given, where, classes)
+    numbers = class_names.numbers if class_names else {}
+    unknown = next((str(label) for label in given if str(label) not in numbers), None)
+    if unknown is None:
+        return Labels(torch.tensor([numbers[str(label)] for label in given]))
+    values = _as_numbers(given)
+    if values is not None:
+        return _settle_tensor(values, where, classes)
     if class_names is not None:
-        unknown = next(str(label) for label in given if str(label) not in class_names)
-        raise CkptoolError(f"{where}: {unknown!a} is none of the {len(class_names)} class names; give those it uses")
+        raise CkptoolError(f"{where}: {unknown!a} is none of the {len(numbers)} class names; give those it uses")
     return _settle_names([str(label) for label in given], where, classes)
 
 
-def settle_folders(labelled: Labelled, class_names: tuple[str, ...] | None, classes: int | None) -> Labels:
+def settle_folders(labelled: Labelled, class_names: ClassNames | None, classes: int | None) -> Labels:
     """Turn class folders into class numbers, in the order of the alphabet as trainers' loaders do.
 
     Folders that are numbered and fewer than the model's classes are taken by their numbers.
@@ -255,22 +282,27 @@ def _as_numbers(labels: Sequence[Any]) -> Tensor | None:
         values = [float(label) for label in labels]
     except (TypeError, ValueError):
         return None
+    if not all(math.isfinite(value) for value in values):
+        return None
     whole = all(value.is_integer() for value in values)
     return torch.tensor([int(value) for value in values] if whole else values)
 
 
-def _settle_tensor(values: Tensor, where: Path, class_names: tuple[str, ...] | None, classes: int | None) -> Labels:
+def _settle_tensor(values: Tensor, where: Path, classes: int | None) -> Labels:
     if values.is_floating_point() and values.ndim == 1 and bool((values == values.round()).all()):
         values = values.long()
     if values.is_floating_point() or values.ndim > 1:
-        return Labels(values.float() if values.is_floating_point() else values.long(), class_names)
+        return Labels(values.float() if values.is_floating_point() else values.long())
     values = values.long()
-    limit = max(classes, 2) if classes is not None and classes > 0 else None
-    wrong = values[(values < 0) | (values >= limit)] if limit else values[values < 0]
-    if len(wrong) and classes != 1:
-        bound = f"the model answers {classes} classes, from 0" if limit else "classes are numbered from 0"
-        raise CkptoolError(f"{where}: the label {int(wrong[0])} is no class ({bound}); {_CLASS_NAMES}")
-    return Labels(values, class_names)
+    limit = values.max() + 1 if classes is None else max(classes, 2)
+    wrong = values[(values < 0) | (values >= limit)]
+    if not len(wrong):
+        return Labels(values)
+    if classes == 1:  # a single number may be any quantity
+        return Labels(values.float())
+    raise CkptoolError(
+        f"{where}: the label {int(wrong[0])} is no class (the model has {classes}, numbered from 0); {_CLASS_NAMES}"
+    )
 
 
 def _read_text(path: Path) -> str:

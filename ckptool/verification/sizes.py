@@ -15,8 +15,8 @@ from ckptool.errors import CkptoolError
 # What networks are usually trained with, most of them first; then what is rare.
 USUAL = (224, 32, 28, 64, 96, 299, 384, 8)
 RARE = (
-    *(256, 128, 48, 112, 160, 192, 512, 16, 40, 56, 80, 100, 120, 144, 150, 176, 200, 208, 227, 240, 260, 288, 300),
-    *(320, 331, 336, 380, 416, 448, 456, 480, 518, 528, 600, 640),
+    *(16, 20, 24, 36, 40, 48, 56, 72, 80, 84, 100, 112, 120, 128, 144, 150, 160, 176, 192, 200, 208, 227, 240, 256),
+    *(260, 288, 300, 320, 331, 336, 380, 416, 448, 456, 480, 512, 518, 528, 600, 640),
 )
 _LARGE, _SMALL = 224, 32
 _SMALL_STRIDE = 8  # of networks for small images: those for large ones halve them at least four times

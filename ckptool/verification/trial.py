@@ -18,6 +18,8 @@ from ckptool.verification.rows import Rows
 ONLY = ""  # the name of an argument that is passed by itself
 _REST = "**"
 _TRIED_ROWS = 2  # one row hides that a model mixes up rows and channels
+_FAULTS = (AttributeError, ImportError, LookupError, NameError, NotImplementedError, TypeError)
+_SURE_AFTER = 4
 _MOST_COMBINATIONS = 64
 
 
@@ -52,7 +54,8 @@ class Trial:
 
         :raises CkptoolError: it does not take them.
         """
-        places = [place % len(rows) for rows in fields.values() for place in range(self.rows)][: self.rows]
+        count = min(len(rows) for rows in fields.values())
+        places = [place % count for place in range(self.rows)]
         batch = compose(fields, places, float_type(self.model))
         try:
             with evaluating(self.model):
@@ -69,12 +72,16 @@ class Trial:
         """
         first: dict[str, Rows] | None = None
         failure: CkptoolError | None = None
+        causes: list[BaseException | None] = []
         for fields in _combinations(variants):
             first = first or fields
             try:
                 return Settled(fields, self.answers(fields))
             except CkptoolError as error:
                 failure = failure or error
+                causes.append(error.__cause__)
+                if _is_at_fault(causes):
+                    break
         if first is None or failure is None:
             raise CkptoolError("the model: nothing is known of its inputs; give some with --inputs or --input-shape")
         return self._in_fixed_batches(first, failure)
@@ -88,6 +95,13 @@ class Trial:
                 except CkptoolError:
                     continue
         raise failure
+
+
+def _is_at_fault(causes: Sequence[BaseException | None]) -> bool:
+    """Tell whether the forward fails whatever it is fed: with the same words, and words that are not about shapes."""
+    last = causes[-_SURE_AFTER:]
+    alike = len({f"{type(cause)} {cause}" for cause in last}) == 1
+    return alike and len(last) == _SURE_AFTER and isinstance(last[0], _FAULTS)
 
 
 def _combinations(variants: Mapping[str, Iterable[Rows]]) -> Iterator[dict[str, Rows]]:
