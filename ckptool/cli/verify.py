@@ -6,15 +6,18 @@ import json
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
-from ckptool.cli.terminal import Terminal, complain, detect, show
+from ckptool.cli.terminal import Terminal, complain, detect, remark, show
 from ckptool.errors import CkptoolError
-from ckptool.model.verification import Task, Thresholds, Verification, VerifyOptions
+from ckptool.model.verification import CHECK_IDS, SideBySide, Task, Thresholds, Verification, VerifyOptions
+
+if TYPE_CHECKING:
+    from ckptool.verification import Answers
 
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
 # ruff: noqa: UP045
@@ -24,6 +27,12 @@ _TASKS: dict[str, Task] = {
     task: task
     for task in ("classification", "multilabel", "regression", "language", "embedding", "segmentation", "detection")
 }
+_CHECKS = {name: name for name in (*CHECK_IDS, *dict.fromkeys(check.partition(".")[0] for check in CHECK_IDS))}
+# What has an effect without a model, or does no harm; silence about the rest would look like a pass.
+_WITHOUT_MODEL = frozenset(
+    {"weights", "keys", "as_is", "against", "checks", "skip_checks", "thresholds", "seed", "device", "batch_size"}
+)
+_SPELLED = {"model_args": "model-arg", "input_shapes": "input-shape"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,10 @@ class InputOptions:
         Optional[Path], typer.Option("--tokenizer", help="Folder of a tokenizer, to read text with.", metavar="DIR")
     ] = None
     batch_size: Annotated[int, typer.Option("--batch-size", help="Inputs at a time.", min=1)] = 16
-    num_samples: Annotated[int, typer.Option("--num-samples", help="Number of inputs.", min=1)] = 48
+    num_samples: Annotated[
+        Optional[int],
+        typer.Option("--num-samples", help="Number of inputs: 48, or all of what is labelled.", min=1, metavar="N"),
+    ] = None
     seed: Annotated[int, typer.Option("--seed", help="Seed of whatever is random.")] = 0
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N] or mps.", metavar="DEVICE")] = "auto"
 
@@ -157,12 +169,37 @@ def verify(
     terminal = detect(view.color, view.quiet)
     asked = _asked(choice, model, inputs, judging)
     gate = options.one_of("--fail-on", judging.fail_on, _GATES)
-    answers = [_verify_one(path, asked, view) for path in paths]
-    _show([answer for answer in answers if answer is not None], terminal, view, several=len(paths) > 1)
+    _refuse_unfit(paths, asked)
+    answers: list[Verification] = []
+    kept: dict[str, Answers] = {}
+    for path in paths:
+        answer = _verify_one(path, asked, view, kept)
+        answers.append(answer)
+        if answer.error is not None and not (answer.checks and terminal.is_terminal and not view.quiet):
+            complain(answer.error)
+    _show(answers, _beside(kept, terminal), terminal, view)
     return worst(*(_status(answer, gate) for answer in answers))
 
 
-def _verify_one(path: Path, asked: VerifyOptions, view: options.AnswerOptions) -> Verification | None:
+def _refuse_unfit(paths: list[Path], asked: VerifyOptions) -> None:
+    """Refuse options that would be of no effect, or that several checkpoints cannot share."""
+    if asked.model is None and not asked.trust_code:
+        given = (
+            field.name for field in fields(asked) if getattr(asked, field.name) != getattr(VerifyOptions(), field.name)
+        )
+        idle = next((name for name in given if name not in _WITHOUT_MODEL), None)
+        if idle is not None:
+            option = _SPELLED.get(idle, idle.replace("_", "-"))
+            raise CkptoolError(f"--{option}: is of no use without a model; name it with --model")
+    for option, target in (("--save-golden", asked.save_golden), ("--plot", asked.plot)):
+        if target is not None and len(paths) > 1:
+            raise CkptoolError(f"{option} {target}: holds what one checkpoint answers; give one PATH")
+
+
+def _verify_one(
+    path: Path, asked: VerifyOptions, view: options.AnswerOptions, kept: dict[str, Answers]
+) -> Verification:
+    """Verify one checkpoint; what it answered is added to ``kept``."""
     from ckptool.reports.progress import ProgressBar
 
     try:
@@ -171,41 +208,53 @@ def _verify_one(path: Path, asked: VerifyOptions, view: options.AnswerOptions) -
                 from ckptool.operations.verify_file import verify_file
 
                 return verify_file(path, asked, progress)
-            from ckptool.verification import verify_model
+            from ckptool.verification import verify_and_keep
 
-            return verify_model(path, asked, progress)
+            verification, answers = verify_and_keep(path, asked, progress)
     except CkptoolError as error:
-        complain(str(error))
+        return Verification(str(path), "error", (), error=str(error), thresholds=asked.thresholds)
+    if answers is not None:
+        kept[str(path)] = answers
+    return verification
+
+
+def _beside(kept: dict[str, Answers], terminal: Terminal) -> SideBySide | None:
+    """Set the answers of several checkpoints side by side, where that can be done."""
+    if len(kept) < 2:
+        return None
+    from ckptool.verification import set_side_by_side
+
+    try:
+        return set_side_by_side(kept)
+    except CkptoolError as error:
+        remark(str(error), terminal)
         return None
 
 
-def _status(answer: Verification | None, gate: set[str]) -> Status:
+def _status(answer: Verification, gate: set[str]) -> Status:
     """Give the exit status of one answer; ``gate`` holds the statuses of a check that mean no."""
-    if answer is None:
-        return Status.UNANSWERED
     if answer.verdict in ("inconclusive", "error"):
         return Status.UNANSWERED
     return Status.NO if gate.intersection(check.status for check in answer.checks) else Status.DONE
 
 
-def _show(answers: list[Verification], terminal: Terminal, view: options.AnswerOptions, *, several: bool) -> None:
+def _show(
+    answers: list[Verification], beside: SideBySide | None, terminal: Terminal, view: options.AnswerOptions
+) -> None:
     from ckptool.reports import verify as report
 
     if view.json:
-        from ckptool.reports.json import answer_json
-
-        if answers or several:
-            show(answer_json(report.SCHEMA, [report.document(answer) for answer in answers], several=several))
+        show(report.answer(answers, beside))
+    elif view.quiet:
         return
-    for answer in () if view.quiet else answers:
-        if terminal.is_terminal:
-            from ckptool.reports.canvas import Canvas
-            from ckptool.reports.verify_view import view as draw
+    elif terminal.is_terminal:
+        from ckptool.reports.canvas import Canvas
+        from ckptool.reports.verify_view import view_all
 
-            unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-            show(draw(answer, Canvas(terminal.width, terminal.color, unicode)))
-        else:
-            show("".join([f"{line}\n" for line in report.lines(answer)]))
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        show(view_all(answers, beside, Canvas(terminal.width, terminal.color, unicode)))
+    else:
+        show("".join([f"{line}\n" for line in report.all_lines(answers, beside)]))
 
 
 def _asked(
@@ -239,14 +288,18 @@ def _asked(
         allow_missing=tuple(model.allow_missing or ()),
         allow_unexpected=tuple(model.allow_unexpected or ()),
         min_accuracy=judging.min_accuracy,
-        checks=tuple(judging.checks or ()),
-        skip_checks=tuple(judging.skip_checks or ()),
+        checks=_checks("--checks", judging.checks),
+        skip_checks=_checks("--skip-checks", judging.skip_checks),
         device=inputs.device,
         bench=judging.bench,
         plot=judging.plot,
         top=judging.top,
         thresholds=_thresholds(judging.threshold),
     )
+
+
+def _checks(option: str, names: list[str] | None) -> tuple[str, ...]:
+    return tuple(options.one_of(option, name, _CHECKS) for name in names or ())
 
 
 def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:

@@ -12,6 +12,13 @@ from ckptool.model.plans import KeyOptions
 
 CheckStatus = Literal["pass", "warn", "fail", "skip", "inconclusive"]
 Verdict = Literal["pass", "fail", "inconclusive", "error"]
+CHECK_IDS = (
+    *("integrity", "safety", "keys"),
+    *("values.finite", "values.dead", "values.batchnorm", "values.outliers", "values.duplicates", "values.untrained"),
+    *("load.coverage", "load.meta"),
+    *("output.finite", "output.constant", "output.diverse", "output.determinism", "output.batch"),
+    *("agreement.tensors", "agreement.outputs", "accuracy", "speed"),
+)
 Task = Literal["classification", "multilabel", "regression", "language", "embedding", "segmentation", "detection"]
 
 
@@ -146,7 +153,8 @@ class Verification:
     """Answer for one checkpoint: the checks, what loaded, what was predicted, measured and timed.
 
     ``metrics`` and ``speed`` carry the names that trainers' test scripts use; an undefined metric is None.
-    ``suggestion`` is the ``--model`` option that the checkpoint itself suggests, where none was given.
+    ``suggestion`` is the ``--model`` option that the checkpoint itself suggests, where none was given. ``notes`` say
+    what was taken for granted. ``error`` says why there is no answer, where the verdict is ``error``.
     """
 
     path: str
@@ -159,6 +167,8 @@ class Verification:
     metrics: Mapping[str, float | None] | None = None
     speed: Mapping[str, Any] | None = None
     suggestion: str | None = None
+    notes: tuple[str, ...] = ()
+    error: str | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
 
 

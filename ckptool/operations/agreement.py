@@ -29,6 +29,7 @@ from ckptool.operations.values import decode, has_numbers
 Tensors: TypeAlias = Mapping[str, TensorSpec | OpaqueTensor]
 
 CHECK = "agreement.tensors"
+GOLDEN_KEY = "ckptool.golden"  # metadata of a file of recorded answers
 _RUN_ELEMENTS = 1 << 16  # casts take a multiple of 16; what is computed together stays in the L2 cache
 _EXAMPLES = 10
 

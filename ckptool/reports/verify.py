@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from ckptool.model.loading import LoadReport
-from ckptool.model.verification import Check, Predictions, Verification
+from ckptool.model.verification import Check, Predictions, SideBySide, Verification
+from ckptool.reports.json import to_json
 from ckptool.reports.text import row
 
 SCHEMA = "ckptool.verify/1"
+
+
+def answer(verifications: Sequence[Verification], beside: SideBySide | None) -> str:
+    """Write the JSON document: the fields of one verification, or several under ``files`` and ``side_by_side``."""
+    documents = [document(verification) for verification in verifications]
+    if len(documents) == 1:
+        return to_json({"schema": SCHEMA, **documents[0]})
+    return to_json({"schema": SCHEMA, "files": documents, "side_by_side": beside and _beside(beside)})
+
+
+def _beside(beside: SideBySide) -> dict[str, Any]:
+    return {
+        "paths": list(beside.paths),
+        "agreements": [dict(agreement) for agreement in beside.agreements],
+        "rows": [
+            {
+                "input": name,
+                "predictions": [{"class": index, "probability": probability} for index, probability in found],
+            }
+            for name, found in beside.rows
+        ],
+    }
 
 
 def document(verification: Verification) -> dict[str, Any]:
@@ -27,6 +50,8 @@ def document(verification: Verification) -> dict[str, Any]:
         "metrics": verification.metrics and dict(verification.metrics),
         "speed": verification.speed and dict(verification.speed),
         "suggestion": verification.suggestion,
+        "notes": list(verification.notes),
+        "error": verification.error,
         "thresholds": asdict(verification.thresholds),
     }
 
@@ -74,6 +99,22 @@ def _predictions(predictions: Predictions) -> dict[str, Any]:
     }
 
 
+def all_lines(verifications: Sequence[Verification], beside: SideBySide | None) -> Iterator[str]:
+    """Yield every line of all verifications, then what sets them side by side."""
+    for verification in verifications:
+        yield from lines(verification)
+    if beside is not None:
+        yield from _beside_lines(beside)
+
+
+def _beside_lines(beside: SideBySide) -> Iterator[str]:
+    yield row("side-by-side", "", *beside.paths)
+    for name in beside.agreements[0]:
+        yield row("agreement", name, *(_cell(agreement[name]) for agreement in beside.agreements))
+    for name, found in beside.rows:
+        yield row("answer", name, *(f"{index}:{probability:.6f}" for index, probability in found))
+
+
 def lines(verification: Verification) -> Iterator[str]:
     """Yield every line of one verification, the kind of each in its first cell; nothing cut."""
     yield row("path", verification.path)
@@ -90,6 +131,9 @@ def lines(verification: Verification) -> Iterator[str]:
     yield from _numbers("speed", verification.speed)
     if verification.suggestion is not None:
         yield row("suggestion", verification.suggestion)
+    yield from (row("note", note) for note in verification.notes)
+    if verification.error is not None:
+        yield row("error", verification.error)
 
 
 def _load_lines(report: LoadReport) -> Iterator[str]:
@@ -110,4 +154,8 @@ def _prediction_lines(predictions: Predictions) -> Iterator[str]:
 
 def _numbers(kind: str, values: Mapping[str, Any] | None) -> Iterator[str]:
     for name, value in (values or {}).items():
-        yield row(kind, name, value if value is None or isinstance(value, str) else json.dumps(value))
+        yield row(kind, name, _cell(value))
+
+
+def _cell(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ckptool.verification.verify import verify_model
+from ckptool.verification.verify import Answers, set_side_by_side, verify_and_keep, verify_model
 
-__all__ = ["verify_model"]
+__all__ = ["Answers", "set_side_by_side", "verify_and_keep", "verify_model"]

@@ -22,7 +22,7 @@ from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.plans import CopyPlan, Extent, Payload, PlannedTensor
 from ckptool.model.sources import CHUNK_BYTES, NoProgress
 from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
-from ckptool.operations.agreement import coarsest
+from ckptool.operations.agreement import GOLDEN_KEY, coarsest
 from ckptool.operations.readback import check_staged
 from ckptool.verification.compare import ELSEWHERE
 from ckptool.verification.device import Batch, move, take_inputs
@@ -30,7 +30,6 @@ from ckptool.verification.outputs import Inputs
 from ckptool.verification.saving import save
 from ckptool.writers import WRITERS, StagedFile
 
-VERSION_KEY = "ckptool.golden"
 _VERSION = "1"
 _INPUTS, _OUTPUTS = "inputs", "outputs"
 
@@ -86,7 +85,7 @@ def save_golden(path: Path, inputs: Inputs, outputs: Tensor, facts: Mapping[str,
     batches = [move(batch, torch.device("cpu")) for batch in inputs.batches()]
     described = {
         **facts,
-        VERSION_KEY: _VERSION,
+        GOLDEN_KEY: _VERSION,
         "kind": inputs.kind,
         "modality": inputs.modality,
         "names": json.dumps(list(inputs.names)),
@@ -163,7 +162,7 @@ def read_golden(path: Path, batch_size: int) -> Golden | None:
     :raises UnreadableCheckpoint: it is neither, is damaged, or is of a version that this ckptool does not know.
     """
     with open_checkpoint(path) as opened:
-        version = opened.metadata.get(VERSION_KEY)
+        version = opened.metadata.get(GOLDEN_KEY)
         if version is None:
             return None
         if version != _VERSION:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,22 @@ from ckptool.loading.checked import load_checked
 from ckptool.loading.coverage import coverage_checks
 from ckptool.model.loading import LoadReport
 from ckptool.model.sources import Progress
-from ckptool.model.verification import Check, Predictions, Task, Verification, VerifyOptions, verdict_of
+from ckptool.model.verification import (
+    Check,
+    Predictions,
+    SideBySide,
+    Task,
+    Verification,
+    VerifyOptions,
+    verdict_of,
+)
+from ckptool.operations.agreement import CHECK as AGREEMENT
 from ckptool.operations.agreement import check_digest, check_tensors, digest_of, stored_precision, view_other
 from ckptool.operations.health import check_file
 from ckptool.operations.opening import OpenedCheckpoint, open_path
 from ckptool.operations.verify_file import is_wanted, unreadable, wanted
 from ckptool.verification.bench import check_speed, measure_speed
-from ckptool.verification.compare import check_outputs
+from ckptool.verification.compare import ELSEWHERE, check_outputs, side_by_side
 from ckptool.verification.device import choose_device, describe_device, move_model
 from ckptool.verification.golden import Golden, read_golden, save_golden
 from ckptool.verification.inputs import prepare_inputs
@@ -31,7 +40,17 @@ from ckptool.verification.judge import judge
 from ckptool.verification.metrics import check_accuracy, class_logits, class_numbers, measure
 from ckptool.verification.outputs import Inputs, Outputs, run_model
 from ckptool.verification.plots import confusion, draw_confusion, require_plot
+from ckptool.verification.saving import require_new
 from ckptool.verification.tasks.case import Background
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """Hold what one checkpoint answered to which inputs."""
+
+    outputs: torch.Tensor
+    names: Sequence[str]
+    task: Task
 
 
 @dataclass(slots=True)
@@ -39,6 +58,8 @@ class _Findings:
     """Gather the answer, step by step."""
 
     checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    answers: Answers | None = None
     load: LoadReport | None = None
     predictions: Predictions | None = None
     metrics: Mapping[str, float | None] | None = None
@@ -63,17 +84,51 @@ def verify_model(path: Path, options: VerifyOptions, progress: Progress) -> Veri
 
     :raises CkptoolError: the model cannot be built or run, or what it is to be fed cannot be read.
     """
+    return verify_and_keep(path, options, progress)[0]
+
+
+def verify_and_keep(path: Path, options: VerifyOptions, progress: Progress) -> tuple[Verification, Answers | None]:
+    """Do as ``verify_model``, and give the answers too; None where there are none.
+
+    :raises CkptoolError: as ``verify_model``.
+    """
     findings = _Findings()
-    if options.plot is not None:
-        require_plot(options.plot)
+    _refuse_outputs(options)
     try:
         built = _check_and_build(path, options, findings, progress)
     except UnreadableCheckpoint as error:
-        return unreadable(path, error, options)
+        return unreadable(path, error, options), None
     device = choose_device(options.device)
+    findings.notes += built.notes
     model = _loaded(built, path, options, findings)
     if model is not None:
-        _judge(_run(built, move_model(model, device), device, options), path, options, findings, progress)
+        _judge(_run(built, move_model(model, device), device, options, findings), path, options, findings, progress)
+    return _concluded(path, built, device, options, findings), findings.answers
+
+
+def set_side_by_side(answers: Mapping[str, Answers]) -> SideBySide:
+    """Set the answers of several checkpoints, by path, beside each other; the first is the reference.
+
+    :raises CkptoolError: they were not given the same inputs, or answer in other shapes.
+    """
+    first = next(iter(answers.values()))
+    other = next((path for path, each in answers.items() if tuple(each.names) != tuple(first.names)), None)
+    if other is not None:
+        raise CkptoolError(f"{other}: was given other inputs than {next(iter(answers))}; verify them with --inputs")
+    return side_by_side({path: each.outputs for path, each in answers.items()}, first.names, first.task)
+
+
+def _refuse_outputs(options: VerifyOptions) -> None:
+    """Refuse what could not be written before the work begins."""
+    if options.plot is not None:
+        require_plot(options.plot)
+    if options.save_golden is not None:
+        require_new(options.save_golden)
+
+
+def _concluded(
+    path: Path, built: BuiltModel, device: torch.device, options: VerifyOptions, findings: _Findings
+) -> Verification:
     checks = wanted(tuple(findings.checks), options)
     return Verification(
         path=str(path),
@@ -85,6 +140,7 @@ def verify_model(path: Path, options: VerifyOptions, progress: Progress) -> Veri
         predictions=findings.predictions,
         metrics=findings.metrics,
         speed=findings.speed,
+        notes=tuple(dict.fromkeys(findings.notes)),
         thresholds=options.thresholds,
     )
 
@@ -93,7 +149,7 @@ def _check_and_build(path: Path, options: VerifyOptions, findings: _Findings, pr
     if archive_kind(path) is not None:
         return build_archive(path, trust_code=options.trust_code)
     with open_checkpoint(path) as checkpoint:
-        opened = OpenedCheckpoint(checkpoint)
+        opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
         findings.checks += check_file(opened, options, progress)
         return build_model(options, opened)
 
@@ -111,10 +167,29 @@ def _loaded(built: BuiltModel, path: Path, options: VerifyOptions, findings: _Fi
     return None if findings.load.on_meta else model
 
 
-def _run(built: BuiltModel, model: nn.Module, device: torch.device, options: VerifyOptions) -> _Running:
-    golden = None if options.against is None else read_golden(options.against, options.batch_size)
-    inputs: Inputs = golden or prepare_inputs(options, built, model, device)
-    return _Running(built, model, device, inputs, run_model(model, inputs, device))
+def _run(
+    built: BuiltModel, model: nn.Module, device: torch.device, options: VerifyOptions, findings: _Findings
+) -> _Running:
+    inputs: Inputs | None = _golden_inputs(options)
+    if inputs is None:
+        prepared = inputs = prepare_inputs(options, built, model, device)
+        findings.notes += prepared.notes
+    if options.plot is not None and inputs.labels is None:
+        raise CkptoolError(f"--plot {options.plot}: a confusion matrix needs labels; give --data or --targets")
+    outputs = run_model(model, inputs, device)
+    findings.notes += (note.text for note in outputs.notes)
+    return _Running(built, model, device, inputs, outputs)
+
+
+def _golden_inputs(options: VerifyOptions) -> Golden | None:
+    """Read the inputs of a golden file; None where ``--against`` names none."""
+    if options.against is None or archive_kind(options.against) is not None:
+        return None
+    golden = read_golden(options.against, options.batch_size)
+    own = next((name for name in ("images", "inputs", "data") if getattr(options, name) is not None), None)
+    if golden is not None and own is not None:
+        raise CkptoolError(f"--{own}: {options.against} holds the inputs that it was recorded with; give one of them")
+    return golden
 
 
 def _judge(running: _Running, path: Path, options: VerifyOptions, findings: _Findings, progress: Progress) -> None:
@@ -123,6 +198,7 @@ def _judge(running: _Running, path: Path, options: VerifyOptions, findings: _Fin
         running.model, running.inputs, running.outputs, options, running.device, background
     )
     findings.checks += checks
+    findings.answers = Answers(running.outputs.judged, running.inputs.names, findings.predictions.task)
     task, labels = findings.predictions.task, running.inputs.labels
     if labels is not None:
         findings.metrics = measure(running.outputs.judged, labels, task)
@@ -135,8 +211,8 @@ def _judge(running: _Running, path: Path, options: VerifyOptions, findings: _Fin
     if options.bench and is_wanted("speed", options):
         findings.speed = measure_speed(running.model, running.inputs, running.device)
         findings.checks.append(check_speed(findings.speed))
-    if options.plot is not None:
-        _draw(running, options, labels, task)
+    if options.plot is not None and labels is not None:
+        _draw(running, options.plot, labels, task)
 
 
 def _untrained_share(checks: list[Check]) -> float | None:
@@ -161,11 +237,8 @@ def _agreement(
             )
         theirs = golden.outputs
     else:
-        with open_path(path) as ours, open_path(options.against) as original:
-            view = OpenedCheckpoint(ours.checkpoint, options.weights, options.keys)
-            other = view_other(original, options)
-            tensors, agreement = check_tensors(view, other, options, progress)
-        theirs, precision = _answers_of(options.against, running, options), agreement.precision
+        tensors, precision = _compare_tensors(running, path, options.against, options, progress)
+        theirs = _answers_of(options.against, running, options)
     ours_judged = running.outputs.judged
     outputs = check_outputs(
         ours_judged,
@@ -178,10 +251,32 @@ def _agreement(
     return [tensors, outputs]
 
 
+def _compare_tensors(
+    running: _Running, path: Path, other: Path, options: VerifyOptions, progress: Progress
+) -> tuple[Check, str]:
+    """Compare the tensors of two checkpoints, and say by which thresholds their answers are to be judged.
+
+    A program's own tensors are not compared: it may compute in another order than the model it was made from.
+    """
+    program = next((each for each in (path, other) if archive_kind(each) is not None), None)
+    if running.built.is_archive or program is not None:
+        message = f"{program or path} is a program: its tensors are not compared, its answers decide"
+        return Check(AGREEMENT, "skip", message), ELSEWHERE
+    with open_path(path) as ours, open_path(other) as original:
+        view = OpenedCheckpoint(ours.checkpoint, options.weights, options.keys)
+        tensors, agreement = check_tensors(view, view_other(original, options), options, progress)
+    return tensors, agreement.precision
+
+
 def _answers_of(path: Path, running: _Running, options: VerifyOptions) -> torch.Tensor:
-    """Give the answers of another checkpoint of the same model to the same inputs."""
-    model = running.built.make(options.seed)
-    load_checked(model, path, replace(options, as_is=False))
+    """Give the answers of another checkpoint of the same model, or of a program, to the same inputs."""
+    if archive_kind(path) is not None:
+        model = build_archive(path, trust_code=options.trust_code).make(options.seed)
+    else:
+        model = running.built.make(options.seed)
+        with open_path(path) as opened:
+            view = view_other(opened, options)
+        load_checked(model, path, replace(options, as_is=False, weights=view.weights, keys=view.keys))
     return run_model(move_model(model, running.device), running.inputs, running.device).judged
 
 
@@ -195,9 +290,6 @@ def _record(running: _Running, path: Path, options: VerifyOptions, predictions: 
     save_golden(options.save_golden, running.inputs, running.outputs.judged, facts, running.device)
 
 
-def _draw(running: _Running, options: VerifyOptions, labels: torch.Tensor | None, task: Task) -> None:
-    assert options.plot is not None
-    if labels is None:
-        raise CkptoolError(f"--plot {options.plot}: a confusion matrix needs labels; give --data or --targets")
+def _draw(running: _Running, path: Path, labels: torch.Tensor, task: Task) -> None:
     counts = confusion(class_logits(running.outputs.judged, task), class_numbers(labels))
-    draw_confusion(options.plot, counts, running.built.description, running.inputs.class_names)
+    draw_confusion(path, counts, running.built.description, running.inputs.class_names)
