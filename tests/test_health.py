@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -77,9 +78,9 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 24, 3, bias=False)
-        self.bn = nn.BatchNorm2d(24)
-        self.conv = nn.Conv2d(24, 48, 3)
+        self.stem = nn.Conv2d(3, 40, 3, bias=False)
+        self.bn = nn.BatchNorm2d(40)
+        self.conv = nn.Conv2d(40, 48, 3)
         self.bn2 = nn.BatchNorm2d(48)
         self.body = nn.Sequential(*(nn.Linear(48, 48) for _ in range(5)))
         self.fc = nn.Linear(48, 10)
@@ -263,6 +264,15 @@ def test_overflow_of_a_cast_is_called_so(judge: Callable[..., dict[str, Check]],
     assert "overflowed" in judge(cast)["values.finite"].message
 
 
+def test_values_near_the_end_of_the_range_break_nothing(judge: Callable[..., dict[str, Check]], state: State):
+    wide = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    wide["body.1.weight"] = torch.full((48, 48), 1.7e308, dtype=torch.float64)
+    wide["body.1.weight"][::2] *= -1
+    wide["body.2.weight"] = torch.full((48, 48), 5e-324, dtype=torch.float64)
+    wide["body.2.weight"][0] = 0
+    assert unsound(judge(wide)) == {"values.outliers": "warn"}
+
+
 # --- what only looks unsound ---
 
 
@@ -404,6 +414,22 @@ def test_draws_are_hardly_ever_missed():
     ]
     found = [fingerprint(matrix) for matrix in draws]
     assert sum(one is None or one.init is None for one in found) <= 1
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_a_little_training_is_seen(judge: Callable[..., dict[str, Check]], optimizer: type[torch.optim.Optimizer]):
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+    assert judge(net.state_dict())["values.untrained"].status == "fail"
+    steps = optimizer(net.parameters(), lr={torch.optim.Adam: 2e-3, torch.optim.SGD: 0.1}[optimizer])
+    centres = torch.randn(10, 64)
+    for _ in range(60):
+        labels = torch.randint(0, 10, (64,))
+        loss = nn.functional.cross_entropy(net(centres[labels] + torch.randn(64, 64)), labels)
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    assert judge(net.state_dict())["values.untrained"].evidence["untrained"] == []
 
 
 # --- the container ---
@@ -549,6 +575,18 @@ def test_progress_counts_every_byte_once(tmp_path: Path, state: State):
     with open_path(tmp_path / "model.pt") as opened:
         check_file(opened, VerifyOptions(), progress)
     assert progress.total == progress.moved == sum(tensor.nbytes for tensor in state.values()) + 4000
+
+
+def test_memory_stays_flat(tmp_path: Path):
+    torch.save({"weight": torch.rand(4096, 4096), "other": torch.rand(1 << 22)}, tmp_path / "model.pt")
+    with open_path(tmp_path / "model.pt") as opened:
+        tracemalloc.start()
+        try:
+            check_file(opened, VerifyOptions(), NoProgress())
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 # --- safety ---

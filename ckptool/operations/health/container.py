@@ -31,9 +31,8 @@ def check_integrity(checkpoint: Checkpoint, survey: Survey) -> Check:
     if survey.faults:
         return Check("integrity", "fail", _faulty(survey.faults, survey.checked), evidence, again)
     if survey.valueless:
-        message = f"{_count(len(survey.valueless), 'tensor')} have no values in the file: {quoted(survey.valueless)}"
-        cause = "saved while on the meta device"
-        return Check("integrity", "fail", f"{message} ({cause})", evidence, "save the model after its weights are read")
+        message = f"the file holds no values for {quoted(survey.valueless)}, saved while on the meta device"
+        return Check("integrity", "fail", message, evidence, "save the model after its weights are read")
     odd = [finding for finding in checkpoint.findings if finding.code in _ODD_CONTAINER]
     if odd or survey.unread:
         reasons = [*(finding.text for finding in odd), *dict.fromkeys(survey.unread.values())]
@@ -57,7 +56,7 @@ def _integrity_evidence(checkpoint: Checkpoint, survey: Survey) -> dict[str, Any
 def _faulty(faults: Sequence[Fault], checked: int) -> str:
     shown = "; ".join(_fault(fault) for fault in faults[:_MAX_LISTED])
     more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
-    return f"{_count(len(faults), 'storage')} of {max(checked, len(faults))} cannot be read as written: {shown}{more}"
+    return f"{len(faults)} of {max(checked, len(faults))} storages cannot be read as written: {shown}{more}"
 
 
 def _fault(fault: Fault) -> str:
@@ -69,8 +68,8 @@ def _sound(survey: Survey) -> str:
         return "sizes and offsets agree; no tensor holds any bytes"
     if not survey.checked:
         return "sizes and offsets agree; no checksum is stored, so damage inside the values would go unnoticed"
-    matched = f"{_count(survey.checked, 'storage')} match their stored checksums"
-    return f"{matched}; {survey.unchecked} have none" if survey.unchecked else matched
+    rest = f"; {survey.unchecked} more have none" if survey.unchecked else ""
+    return f"every stored checksum matches ({survey.checked} storages){rest}"
 
 
 def check_safety(globals_used: Sequence[GlobalUse], findings: Iterable[Finding] = ()) -> Check:
@@ -147,7 +146,3 @@ def _strip_command(opened: OpenedCheckpoint, options: VerifyOptions) -> str:
     chosen = {"--weights": options.weights if options.weights != "main" else None, "--select": options.keys.select}
     words = "".join(f" {option} {shell_quote(value)}" for option, value in chosen.items() if value)
     return step.command.replace("ckptool strip-prefixes", f"ckptool strip-prefixes{words}", 1)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -23,21 +23,32 @@ _EDGE_MARGIN = 1.01
 # How many standard errors from that of independent draws a number may be.
 _KURTOSIS_ERRORS = 4.0
 _OTHER_ERRORS = 5.0
+_RARE = 1e-4
 
 
 class Distribution(NamedTuple):
-    """Describe what initialisers draw from: its kurtosis, and the variance of a sample's kurtosis times its size."""
+    """Describe what initialisers draw from: its kurtosis, and the variance of a sample's kurtosis times its size.
+
+    ``bound`` is the largest possible value in standard deviations.
+    """
 
     name: str
     kurtosis: float
     spread: float
+    bound: float
+
+    def largest(self, count: int) -> float:
+        """Give what the largest of ``count`` draws hardly ever exceeds, in standard deviations of that sample."""
+        # A normal tail lies below exp(-t^2 / 2); the deviation of a sample has an error of its own.
+        reach = min(self.bound, math.sqrt(2 * math.log(count / _RARE)))
+        return reach * (1 + _OTHER_ERRORS * math.sqrt((self.kurtosis - 1) / count) / 2)
 
 
-def _distribution(name: str, *moments: float) -> Distribution:
-    """Derive it from the 2nd, 4th, 6th and 8th central moments (of a symmetric distribution)."""
+def _distribution(name: str, bound: float, *moments: float) -> Distribution:
+    """Derive it from its bound and its 2nd, 4th, 6th and 8th central moments (it is symmetric)."""
     second, fourth, sixth, eighth = moments
     four, six, eight = fourth / second**2, sixth / second**3, eighth / second**4
-    return Distribution(name, four, eight - 4 * four * six + 4 * four**3 - four**2)
+    return Distribution(name, four, eight - 4 * four * six + 4 * four**3 - four**2, bound / math.sqrt(second))
 
 
 def _truncated_moments(limit: float) -> list[float]:
@@ -51,10 +62,11 @@ def _truncated_moments(limit: float) -> list[float]:
 
 
 DISTRIBUTIONS = (
-    _distribution("normal", 1, 3, 15, 105),
-    _distribution("uniform", 1 / 3, 1 / 5, 1 / 7, 1 / 9),
-    _distribution("truncated normal", *_truncated_moments(2.0)),
+    _distribution("normal", math.inf, 1, 3, 15, 105),
+    _distribution("uniform", 1, 1 / 3, 1 / 5, 1 / 7, 1 / 9),
+    _distribution("truncated normal", 2, *_truncated_moments(2.0)),
 )
+BY_NAME = {distribution.name: distribution for distribution in DISTRIBUTIONS}
 
 
 @dataclass(frozen=True, slots=True)

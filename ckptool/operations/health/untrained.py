@@ -8,14 +8,17 @@ from typing import Any
 
 from ckptool.layouts.segments import quoted
 from ckptool.model.verification import Check, CheckStatus, Thresholds
-from ckptool.operations.health.fingerprint import Fingerprint
+from ckptool.operations.health.fingerprint import BY_NAME, Fingerprint
 from ckptool.operations.health.roles import Ends, is_trained, stays_random
 from ckptool.operations.health.survey import Measured
 
 _TORCH_DEFAULT = "torch's default init"
 # The largest of n draws from U(-b, b) misses b by more than 14 / n of it once in a thousand times.
 _MISSED_BOUND = 14.0
-_ROUNDING = 0.004  # of bfloat16
+_SURE_ELEMENTS = 1000
+# What rounding to a type can add to a value, relative to it.
+_ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+_LEAST_ROUNDING = 2.0**-22
 
 
 def check_untrained(tensors: Sequence[Measured], ends: Ends, thresholds: Thresholds) -> Check:
@@ -40,8 +43,13 @@ def check_untrained(tensors: Sequence[Measured], ends: Ends, thresholds: Thresho
 
 
 def _is_vital(tensor: Measured, row: dict[str, Any], ends: Ends) -> bool:
-    """Tell whether no output can be right; a random first layer can be, where a method wants it (not torch's own)."""
-    return ends.is_head(tensor) or (ends.is_first(tensor) and row["init"] == _TORCH_DEFAULT)
+    """Tell whether no output can be right: the last layer is untrained, or the first one still as torch draws it.
+
+    Other draws in a first layer can be meant (methods freeze a random one), and in a small one a little training moves
+    no value across the bound.
+    """
+    is_sure = row["init"] == _TORCH_DEFAULT and tensor.spec.numel >= _SURE_ELEMENTS
+    return ends.is_head(tensor) or (ends.is_first(tensor) and is_sure)
 
 
 _ADVICE: dict[CheckStatus, str] = {
@@ -73,21 +81,24 @@ def _count(found: Sequence[dict[str, Any]], judged: int, share: float) -> str:
 
 def _row(tensor: Measured, found: Fingerprint) -> dict[str, Any] | None:
     """Give the evidence that a weight was never trained, or None."""
-    init = _TORCH_DEFAULT if _is_torch_default(tensor, found) else found.init
-    if init is None:
+    statistics = tensor.statistics
+    if statistics is None or statistics.minimum is None or statistics.maximum is None:
+        return None
+    ends = (-float(statistics.minimum), float(statistics.maximum))
+    rounding = _ROUNDING.get(tensor.spec.dtype.name, _LEAST_ROUNDING)
+    init = _TORCH_DEFAULT if _is_torch_default(tensor, found, ends, rounding) else found.init
+    limit = BY_NAME[found.init].largest(tensor.spec.numel) if found.init else math.inf
+    if init is None or max(ends) > limit * (statistics.std or 0) * (1 + rounding):
         return None
     numbers = {"edge": found.edge, "kurtosis": found.kurtosis, "std": found.std}
     return {"name": tensor.name, "elements": tensor.spec.numel, "init": init, **numbers}
 
 
-def _is_torch_default(tensor: Measured, found: Fingerprint) -> bool:
+def _is_torch_default(tensor: Measured, found: Fingerprint, ends: tuple[float, float], rounding: float) -> bool:
     """Tell whether the values fill U(-b, b) with b = 1 / sqrt(fan_in) exactly, as those of Linear and Conv do at first.
 
     Source: reset_parameters of torch.nn.Linear and torch.nn.Conv2d (kaiming_uniform_ with a = sqrt(5)).
     """
-    statistics, fan_in = tensor.statistics, math.prod(tensor.spec.shape[1:])
-    if found.drawn != "uniform" or statistics is None or statistics.minimum is None or statistics.maximum is None:
-        return False
-    least = 1 - max(_MISSED_BOUND / tensor.spec.numel, _ROUNDING)
-    ends = (-statistics.minimum * math.sqrt(fan_in), statistics.maximum * math.sqrt(fan_in))
-    return all(least <= end <= 1 + _ROUNDING for end in ends)
+    bound = 1 / math.sqrt(math.prod(tensor.spec.shape[1:]))
+    least = 1 - _MISSED_BOUND / tensor.spec.numel - rounding
+    return found.drawn == "uniform" and all(least <= end / bound <= 1 + rounding for end in ends)

@@ -116,7 +116,7 @@ def _value(tensor: Measured) -> float:
 
 def check_outliers(tensors: Sequence[Measured], ends: Ends, thresholds: Thresholds) -> Check:
     """Compare the norm of every weight with its like and with all, its values with a bound, the head's biases."""
-    weights = [tensor for tensor in tensors if is_weight(tensor) and _rms(tensor) > 0]
+    weights = [tensor for tensor in tensors if is_weight(tensor) and 0 < _rms(tensor) < math.inf]
     if not weights:
         return Check("values.outliers", "skip", "there are no weights with two dimensions or more to look at")
     far = dict(_far(weights, _gain, _LEAST_DEVIATION_OF_ALL, thresholds.norm_outlier))
@@ -207,7 +207,8 @@ def check_duplicates(tensors: Sequence[Measured]) -> Check:
     odd = [names for names in copies if not any(map(is_often_copied, names))]
     evidence = {"tensors": len(candidates), "groups": copies}
     if odd:
-        message = f"{len(odd)} groups of tensors hold the same values without being tied, {quoted(odd[0])} first"
+        more = f", and so do {len(odd) - 1} more groups" if len(odd) > 1 else ""
+        message = f"{quoted(odd[0])} hold the same values without being tied{more}"
         advice = "one of them may have been loaded in place of the other; compare with the model that was saved"
         return Check("values.duplicates", "warn", message, evidence, advice)
     if copies:
