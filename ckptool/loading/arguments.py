@@ -60,14 +60,21 @@ class Recorded:
 
 def read_recorded(view: OpenedCheckpoint) -> Recorded:
     """Read what the checkpoint says its model was built with."""
-    tree = read_training(view.checkpoint, view.selection).hyper_parameters
-    named = {name: value for name, value in tree.text_items().items() if not name.startswith("_")}
+    training = read_training(view.checkpoint, view.selection)
+    named = {name: value for name, value in training.hyper_parameters.text_items().items() if not name.startswith("_")}
+    networks = _networks(view.checkpoint.root, training.hyper_parameter_sources)
     reader = _Reader()
-    converted = {name: reader.read(value, 0) for name, value in named.items()}
+    converted = {name: reader.read(value, 0) for name, value in {**named, **networks}.items()}
     foreign = {name: value.why for name, value in converted.items() if isinstance(value, _Foreign)}
     values = Settings({name: value for name, value in converted.items() if name not in foreign})
     whole = lookup(view.checkpoint.root, "hparams_name")
     return Recorded(values, foreign, whole if isinstance(whole, str) else "")
+
+
+def _networks(root: Any, sources: Iterable[str]) -> dict[str, Any]:
+    """Find the modules among the hyperparameters: what is shown of them are their settings, which build nothing."""
+    nodes = [node for source in sources if isinstance(node := lookup(root, source), DictNode)]
+    return {name: value for node in nodes for name, value in node.text_items().items() if is_module(value)}
 
 
 @dataclass(frozen=True, slots=True)

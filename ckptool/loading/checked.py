@@ -103,11 +103,13 @@ def _is_computed(name: str, shape: tuple[int, ...] | None) -> bool:
 def _remedies(report: LoadReport, own: ModelNames, clean: ModelNames, view: OpenedCheckpoint) -> Iterator[Note]:
     """Say what cleaning the names would bring, and the command that writes them so."""
     placement = place(view, clean)
-    if len(placement.tensors) <= len(report.matched) or own.slots.keys() != clean.slots.keys():
+    wanted = {source: target for source, target in placement.plan.kept.items() if target in placement.tensors}
+    is_better = len(placement.tensors) > len(report.matched) and any(key != name for key, name in wanted.items())
+    if not is_better or own.slots.keys() != clean.slots.keys():
         return
     rule, count = placement.plan.rule, len(placement.tensors)
-    yield Note(WOULD_MATCH, f"{describe(rule)} would match {count} of {len(clean.slots)} tensors")
-    wanted = {source: target for source, target in placement.plan.kept.items() if target in placement.tensors}
+    way = "renaming as transformers does" if rule.mapping else describe(rule)
+    yield Note(WOULD_MATCH, f"{way} would match {count} of {len(clean.slots)} tensors")
     plain = KeyOptions(select=view.keys.select, keep=view.keys.keep)
     fronts = (None, ".".join(rule.leading)) if rule.leading else (None,)
     ways = [replace(plain, prefix=front, add_prefix=rule.prepended) for front in fronts]

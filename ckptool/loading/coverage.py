@@ -93,10 +93,10 @@ def _is_strictly_short(report: LoadReport) -> bool:
 
 
 def _summary(report: LoadReport) -> str:
-    total = len(report.matched) + len(report.tied) + len(report.missing) + len(report.mismatched)
+    loaded = len(report.matched) + len(report.tied)
+    total = loaded + len(report.defaulted) + len(report.missing) + len(report.mismatched)
     if not report.matched:
         return f"none of the model's {total} tensors is in the file: the model is as it was initialised"
-    loaded = len(report.matched) + len(report.tied)
     return f"{loaded} of {total} tensors of the model loaded, {_percent(report.coverage)} of its elements"
 
 
@@ -124,10 +124,11 @@ def _part(names: tuple[str, ...], what: str) -> str:
 
 
 def _remarks(report: LoadReport, gaps: _Gaps, options: VerifyOptions) -> list[str]:
-    absent = "a strict load_state_dict asks for them" if options.as_is else ""
+    absent = ", which a strict load_state_dict would not accept" if options.as_is else ""
     parts = (
-        (len(report.tied), f"present as another name of the same tensor{f' ({absent})' if absent else ''}"),
-        (len(report.ignored), "that hold nothing learnt differ"),
+        (len(report.tied), f"present as another name of the same tensor{absent}"),
+        (len(report.defaulted), "left at its start: a counter that the file is too old to have"),
+        (len(report.ignored), f"different without consequence (they hold nothing learnt){absent}"),
         (len(report.casts), "cast to the dtype of the model"),
         (gaps.allowed, "missing or unknown as allowed"),
     )
@@ -142,8 +143,9 @@ def _advice(report: LoadReport, gaps: _Gaps, status: CheckStatus, options: Verif
         return notes[STRIP_COMMAND]
     if not report.matched:
         return "name the model that the file was saved from with --model, or other weights with --weights"
-    if options.as_is and report.tied and not (gaps.missing or gaps.mismatched or gaps.unexpected):
-        return "write every name with ckptool convert --ties copy"
+    if options.as_is and not (gaps.missing or gaps.mismatched or gaps.unexpected or gaps.outside):
+        wanted = "write every name with ckptool convert --ties copy, or " if report.tied else ""
+        return f"{wanted}let those who load it use strict=False"
     if RENAMED in notes:
         return "give the names with ckptool strip-prefixes --map FILE"
     allow = {
