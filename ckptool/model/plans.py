@@ -37,7 +37,7 @@ class Producer:
 
 
 # Stands in the root's entry of ``_metadata`` where a container was kept around clean keys: there, its trainer's habit
-# of putting the network below ``model`` is no evidence any more. ``load_state_dict`` only asks that entry for a version.
+# of putting the network below ``model`` is no evidence any more. ``load_state_dict`` reads that entry's version only.
 CLEAN_MARK = "ckptool_clean"
 
 
