@@ -8,6 +8,7 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -81,10 +82,11 @@ def run(data: bytes, storages: Storages | None) -> tuple[Any, ...]:
         outcome = str(error)
     except (Malformed, IndexError, struct.error) as error:
         outcome = str(machine.explain(error))
+    machine.settle()
     seen: dict[int, int] = {}
     return (
-        picture(outcome, seen), picture(list(machine.memo.items()), seen), picture(machine.stack, seen),
-        machine.executed, machine.position, log.findings, log.uses(),
+        picture(outcome, seen), picture(sorted(machine.memo.items(), key=itemgetter(0)), seen),
+        picture(machine.stack, seen), machine.executed, machine.position, log.findings, log.uses(),
     )  # fmt: skip
 
 
@@ -309,6 +311,47 @@ def test_crafted_rows(both: Shortcut, name: str) -> None:
 @pytest.mark.parametrize("index", [WORD, KIND, PLACE, CALL, HOOKS])
 def test_names_that_are_overwritten_before(both: Shortcut, index: int) -> None:
     both.compare(edited(b"X\x16\0\0\0module.layers.4", b"K\x01" + put(index) + b"0X\x16\0\0\0module.layers.4"))
+
+
+TEXT = b"X\x01\0\0\0z"
+AFTERWARDS: dict[str, Callable[[int], bytes]] = {
+    "asked for": lambda index: TEXT + get(index),
+    "asked for twice": lambda index: TEXT + get(index) + get(index + 1) + get(index),
+    "counted": lambda index: TEXT + b"\x94" + get(index),
+    "overwritten": lambda index: TEXT + put(index) + get(index),
+    "overwritten, and its neighbour asked for": lambda index: TEXT + put(index) + get(index + 1),
+}
+
+
+@pytest.mark.parametrize("name", AFTERWARDS)
+def test_what_the_rows_remember(both: Shortcut, name: str) -> None:
+    """Nearly always nobody asks for it, so it is made when somebody does."""
+    data = short_pickle()
+    for index in range(index_of(b"1.weight"), index_of(b"5.weight") + 9):
+        both.compare(data[:-2] + AFTERWARDS[name](index) + b"u.")
+    assert both.rows
+
+
+THIRD = index_of(b"3.weight")
+
+
+@pytest.mark.parametrize("between", [b"", b"0", b"NN", b"NN" + put(THIRD), get(THIRD) * 2])
+def test_the_same_rows_again(both: Shortcut, between: bytes) -> None:
+    """Their indices are taken then, by values that may not have been asked for."""
+    data = short_pickle()
+    rows = data[data.index(b"X\x16\0\0\0module.layers.1") : -2]
+    renumbered = b"".join(
+        put(1000 + int.from_bytes(piece[1:5], "little")) + piece[5:] if number else piece
+        for number, piece in enumerate(split_puts(rows))
+    )
+    both.compare(data[:-2] + between + rows + between + renumbered + between + rows + b"u.")
+    assert both.rows or not between  # all in one run, whose indices do not follow one another
+
+
+def split_puts(rows: bytes) -> list[bytes]:
+    """Cut before every PUT."""
+    starts = [at for opcode, _, at in pickletools.genops(rows + b"t.") if opcode.name == "LONG_BINPUT"]
+    return [rows[start:end] for start, end in zip([0, *starts], [*starts, len(rows)], strict=True)]
 
 
 def test_without_a_container(both: Shortcut) -> None:

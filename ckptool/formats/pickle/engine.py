@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Mapping
-from itertools import repeat
+from collections.abc import Callable, Iterable, Mapping
+from itertools import compress, repeat
 from operator import length_hint
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.pickle import limits
@@ -24,6 +24,17 @@ _TOO_LONG = f"has more than {limits.OPCODES} instructions"
 _BYTE_OPERANDS = b"KhqUC\x80\x8a\x8c"  # opcodes with an operand or a length of one byte
 
 Opcode = Callable[[int], int]
+
+
+class Postponed(NamedTuple):
+    """Hold values until somebody asks for one: they belong under consecutive memo indices from ``first`` on.
+
+    ``values`` yields them all; ``is_remembered`` tells which of them a PUT follows.
+    """
+
+    first: int
+    is_remembered: list[bool]
+    values: Callable[[], Iterable[Any]]
 
 
 class TruncatedPickle(UnreadableCheckpoint):
@@ -56,6 +67,8 @@ class Engine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self._postponed: list[Postponed] = []  # in the order of their indices
+        self._postponed_end = 0
         self.executed = 0  # opcodes, those of the running batch not yet among them
         self._blocks = sys.getallocatedblocks()
 
@@ -98,7 +111,7 @@ class Engine:
                 elif opcode == _BINPUT:
                     memo[data[position + 1]] = self.stack[-1]
                     position += 2
-                elif opcode == _MEMOIZE:
+                elif opcode == _MEMOIZE and not self._postponed:
                     memo[len(memo)] = self.stack[-1]
                     position += 1
                 else:
@@ -112,6 +125,35 @@ class Engine:
         looked_at, self.executed = self.executed // limits.BATCH, self.executed + opcodes
         if self.executed // limits.BATCH != looked_at:
             self._check_budget()
+
+    def fetch(self, index: int) -> Any:
+        """Give what is remembered under an index."""
+        if index not in self.memo:
+            self.settle()
+        if index not in self.memo:
+            raise Malformed(f"asks for memo entry {index}, which was never set")
+        return self.memo[index]
+
+    def is_free(self, first: int, count: int) -> bool:
+        """Tell whether nothing is remembered under any of ``count`` indices from ``first`` on."""
+        if first < self._postponed_end:
+            self.settle()
+        if len(self.memo) > count:
+            return self.memo.keys().isdisjoint(range(first, first + count))
+        return not any(first <= index < first + count for index in self.memo)
+
+    def postpone(self, values: Postponed) -> None:
+        """Remember values under indices that are free, but only when somebody asks: for most nobody ever does."""
+        self._postponed.append(values)
+        self._postponed_end = values.first + sum(values.is_remembered)
+
+    def settle(self) -> None:
+        """Remember all that was postponed; what was put in its place since then stays."""
+        for first, is_remembered, values in self._postponed:
+            for index, value in enumerate(compress(values(), is_remembered), first):
+                self.memo.setdefault(index, value)
+        self._postponed.clear()
+        self._postponed_end = 0
 
     def _leave_frame(self, position: int) -> None:
         """Check that no instruction crosses the end of its frame: CPython's two readers disagree there."""

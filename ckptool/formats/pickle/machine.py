@@ -314,6 +314,11 @@ class Machine(Engine):
         self.memo[literals.read_index(line)] = self.stack[-1]
         return position
 
+    def _memoize(self, position: int) -> int:
+        self.settle()
+        self.memo[len(self.memo)] = self.stack[-1]
+        return position
+
     def _replace(self, draft: Draft, value: Any) -> None:
         """Put a finished value where its draft was remembered: lately, if at all."""
         looked_at = 0
@@ -325,9 +330,7 @@ class Machine(Engine):
         self.reading.charge(looked_at)
 
     def _fetch(self, index: int) -> None:
-        if index not in self.memo:
-            raise Malformed(f"asks for memo entry {index}, which was never set")
-        self.stack.append(self.memo[index])
+        self.stack.append(self.fetch(index))
 
     def _get(self, position: int) -> int:
         line, position = self.read_line(position)
@@ -580,7 +583,7 @@ _OPCODES: dict[int, Callable[[Machine, int], int]] = {
     0x87: Machine._tuple3,
     ord("}"): Machine._empty_dict, ord("d"): Machine._dict, ord("s"): Machine._setitem, ord("u"): Machine._setitems,
     0x8F: Machine._empty_set, 0x90: Machine._additems, 0x91: Machine._frozenset,
-    ord("p"): Machine._put,
+    ord("p"): Machine._put, 0x94: Machine._memoize,
     ord("g"): Machine._get, ord("h"): Machine._binget, ord("j"): Machine._long_binget,
     ord("c"): Machine._global, 0x93: Machine._stack_global,
     ord("R"): Machine._reduce, ord("i"): Machine._inst, ord("o"): Machine._obj, 0x81: Machine._newobj,

@@ -9,15 +9,17 @@ at the same opcode: until everything is found to be in order, nothing has been c
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
-from itertools import chain, compress
-from struct import unpack
+from itertools import chain
+from struct import pack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.errors import CkptoolError
+from ckptool.formats.pickle.engine import Postponed
 from ckptool.formats.pickle.reading import LoadStorage, Malformed
 from ckptool.formats.pickle.tensors import rebuild_view
-from ckptool.model.values import DictNode
+from ckptool.model.values import DictNode, TensorSpec
 
 if TYPE_CHECKING:
     from ckptool.formats.pickle.machine import Machine
@@ -119,14 +121,10 @@ def _execute(machine: Machine, load_storage: LoadStorage, columns: _Columns) -> 
     known = _look_up(machine, columns)
     _check_lengths(columns)
     puts = _list_puts(columns)
-    indices = unpack(f"<{sum(map(bool, puts))}I", b"".join(puts))
-    if not machine.memo.keys().isdisjoint(indices):
-        raise _Irregular  # a row could ask for what it has itself put there
-    made = _make(machine, load_storage, columns, known)
-    keys = _values(columns.key, columns.key_text, known)
-    values = chain.from_iterable(zip(*made, keys, strict=True))
-    machine.memo.update(zip(indices, compress(values, puts), strict=True))
-    machine.stack[-1:] = chain.from_iterable(zip(made[-1], keys, strict=True))
+    first = _check_indices(machine, b"".join(puts))
+    group = _make_group(machine, load_storage, columns, known)
+    machine.postpone(Postponed(first, list(map(bool, puts)), group.remembered))
+    machine.stack[-1:] = chain.from_iterable(zip(group.tensors, group.keys, strict=True))
     if columns.caller[-1]:
         machine.stack.append(known[columns.caller[-1]])
     else:
@@ -137,7 +135,7 @@ def _look_up(machine: Machine, columns: _Columns) -> dict[bytes, Any]:
     """Give what each GET gets, and check that it is what it has to be."""
     words, hooks, callers = set(columns.word), set(columns.hooks), set(columns.caller[:-1])
     others = {*columns.kind, *columns.place, *columns.key, columns.caller[-1]} - {b""}
-    known = {opcode: machine.memo[_index(opcode)] for opcode in words | hooks | callers | others}
+    known = {opcode: machine.fetch(_index(opcode)) for opcode in words | hooks | callers | others}
     if (
         any(known[opcode] != "storage" for opcode in words)
         or any(known[opcode] is not machine.hooks_call for opcode in hooks)
@@ -167,10 +165,52 @@ def _list_puts(columns: _Columns) -> list[bytes]:
     return list(chain.from_iterable(zip(*in_order, strict=True)))
 
 
-def _make(
-    machine: Machine, load_storage: LoadStorage, columns: _Columns, known: dict[bytes, Any]
-) -> tuple[list[Any], ...]:
-    """Make every value of the rows that may be remembered, in the order of their PUTs; tensors come last."""
+def _check_indices(machine: Machine, puts: bytes) -> int:
+    """Check that the rows remember their values under new indices, one after the other; give the first."""
+    first = int.from_bytes(puts[:4], "little")
+    count = len(puts) // 4
+    ramp, ones = _ramp(count)
+    # All of them compared at once, as one long integer.
+    if first + count > 1 << 32 or int.from_bytes(puts, "little") != ramp + first * ones:
+        raise _Irregular
+    if not machine.is_free(first, count):
+        raise _Irregular  # a row could ask for what it has itself put there
+    return first
+
+
+@lru_cache(16)
+def _ramp(count: int) -> tuple[int, int]:
+    """Give the four-byte integers 0, 1, 2 ... in one integer, and as many ones."""
+    ramp = pack(f"<{count}I", *range(count))
+    return int.from_bytes(ramp, "little"), int.from_bytes(b"\1\0\0\0" * count, "little")
+
+
+class _Group(NamedTuple):
+    """Hold the values of the rows by column."""
+
+    words: list[Any]
+    kinds: list[Any]
+    names: list[str]
+    places: list[Any]
+    numels: list[int]
+    storages: list[Any]
+    offsets: list[int]
+    shapes: list[tuple[int, ...]]
+    strides: list[tuple[int, ...]]
+    flags: list[bool]
+    tensors: list[TensorSpec]
+    keys: list[Any]
+
+    def remembered(self) -> Iterator[Any]:
+        """Yield every value that may be remembered, in the order of the PUTs; a mapping of hooks is always empty."""
+        hooks = [DictNode(type_name="OrderedDict") for _ in self.tensors]
+        identifiers = zip(self.words, self.kinds, self.names, self.places, self.numels, strict=True)
+        arguments = zip(self.storages, self.offsets, self.shapes, self.strides, self.flags, hooks, strict=True)
+        columns = (self.names, self.places, identifiers, self.shapes, self.strides, hooks, arguments, self.tensors)
+        return chain.from_iterable(zip(*columns, self.keys, strict=True))
+
+
+def _make_group(machine: Machine, load_storage: LoadStorage, columns: _Columns, known: dict[bytes, Any]) -> _Group:
     words = [known[opcode] for opcode in columns.word]
     kinds = [known[opcode] for opcode in columns.kind]
     types = [machine.storage_types[id(kind)] for kind in kinds]
@@ -182,10 +222,8 @@ def _make(
     shapes, strides = list(map(_read_numbers, columns.shape)), list(map(_read_numbers, columns.stride))
     flags = [opcode == _TRUE for opcode in columns.requires_grad]
     tensors = list(map(rebuild_view, storages, offsets, shapes, strides, flags))
-    hooks = [DictNode(type_name=machine.hooks_call.name) for _ in tensors]
-    identifiers = list(zip(words, kinds, names, places, numels, strict=True))
-    arguments = list(zip(storages, offsets, shapes, strides, flags, hooks, strict=True))
-    return names, places, identifiers, shapes, strides, hooks, arguments, tensors
+    keys = _values(columns.key, columns.key_text, known)
+    return _Group(words, kinds, names, places, numels, storages, offsets, shapes, strides, flags, tensors, keys)
 
 
 def _values(gets: tuple[bytes, ...], texts: tuple[bytes, ...], known: dict[bytes, Any]) -> list[Any]:

@@ -5,6 +5,7 @@ Source: torch/_utils.py and torch/_tensor.py of torch 2.13 and their ancestors.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from ckptool.formats.pickle import limits
@@ -42,17 +43,31 @@ def _check_view(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) 
         raise Malformed("rebuilds a tensor from something that is no storage or no element type")
     if type(offset) is not int or type(shape) is not tuple or type(stride) is not tuple:
         raise Malformed("rebuilds a tensor with an offset or a shape that is none")
+    return _place(storage, dtype, offset, _measure(shape, stride))
+
+
+def _measure(shape: tuple[Any, ...], stride: tuple[Any, ...]) -> tuple[int, int]:
+    """Give the distance from the first element to the last, and the number of elements."""
     if len(shape) != len(stride) or len(shape) > limits.DIMENSIONS:
         raise Malformed(f"rebuilds a tensor with {len(shape)} sizes and {len(stride)} strides")
-    last, numel = offset, 1
-    for size, step in zip(shape, stride):  # noqa: B905 - equally long, and this is the hottest loop
+    span, numel = 0, 1
+    for size, step in zip(shape, stride, strict=True):
         if type(size) is not int or type(step) is not int or not 0 <= size <= _EXTENT >= step >= 0:
             raise Malformed("rebuilds a tensor with an impossible size or stride")
-        last += (size - 1) * step
+        span += (size - 1) * step
         numel *= size
+    return span, numel
+
+
+# Only for sizes that are known to be integers: to the cache, True is 1 and so is 1.0.
+_measure_integers = lru_cache(4096)(_measure)
+
+
+def _place(storage: PickledStorage, dtype: DType, offset: int, measures: tuple[int, int]) -> int:
+    span, numel = measures
     if not 0 <= offset <= _EXTENT or numel * dtype.itemsize > _EXTENT:
         raise Malformed("rebuilds a tensor of more bytes than can be addressed")
-    held = storage.numel
+    held, last = storage.numel, offset + span
     if dtype is not storage.dtype:
         held, last = held * (storage.dtype or _BYTES).itemsize, (last + 1) * dtype.itemsize - 1
     if numel and last >= held * _PER_BYTE.get(dtype.name, 1):
@@ -108,9 +123,15 @@ def _dtype_of(storage: Any) -> Any:
     return storage.dtype or _BYTES if type(storage) in _STORAGES else None
 
 
-def rebuild_view(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: bool) -> TensorSpec:
+def rebuild_view(
+    storage: PickledStorage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool
+) -> TensorSpec:
     """Rebuild a tensor of its storage's element type without hooks and lazy bits, as nearly all are."""
-    return _dense(storage, _dtype_of(storage), (offset, shape, stride, requires_grad), None)
+    dtype = storage.dtype or _BYTES
+    start = _place(storage, dtype, offset, _measure_integers(shape, stride))
+    if dtype.kind == "quantized":
+        raise Malformed("rebuilds a plain tensor from a quantized storage")
+    return TensorSpec(dtype, shape, stride, start, storage.storage, False, False, requires_grad)
 
 
 def _rebuild_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
