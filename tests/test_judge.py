@@ -84,6 +84,15 @@ def judged(model, inputs, device=CPU, make=None, load=None, untrained=None, **op
     return Judged({check.id: check for check in checks}, predictions)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Keep small networks from waiting for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 # The digits network: real weights, real images.
 
 
@@ -384,6 +393,30 @@ def test_answers_that_cannot_be_judged_are_refused_in_one_sentence(net, digits, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_task_that_does_not_fit_is_refused(net, digits):
+    inputs = Given(digits[0])
+    for task in ("language", "segmentation"):
+        with pytest.raises(CkptoolError, match=f"--task {task}: does not fit answers of the shape"):
+            judged(net(), inputs, task=task)
+    assert judged(net(), inputs, task="regression").predictions.task == "regression"
+
+
+def test_a_program_is_judged_and_its_culprit_not_guessed(net, digits):
+    program, broken = (torch.jit.trace(net(change).eval(), digits[0][:2]) for change in (lambda _, v: v, poison))
+    assert judged(program, Given(digits[0])).statuses == HEALTHY
+    assert "cannot be told of a TorchScript program" in judged(broken, Given(digits[0]))["finite"].message
+    exported = torch.export.export(net(poison).eval(), (digits[0][:16],)).module()
+    found = judged(exported, Given(digits[0]))["finite"]
+    assert (found.status, "holds NaN" in found.message) == ("fail", True)
+
+
+def test_numbers_that_are_no_classes_are_counted_all_the_same(net, digits):
+    codes = Answer(net(), lambda logits: logits.argmax(dim=1) * 1_000_003 - 5)
+    found = judged(codes, Given(digits[0]), task="classification")
+    assert found["diverse"].status == "pass"
+    assert len(found.predictions.histogram) == 9
+
+
 # Other tasks.
 
 
@@ -456,7 +489,7 @@ def test_a_regression_passes_and_its_range_is_checked(diabetes):
     assert judged(model, inputs, expect_range=(0, 400))["diverse"].status == "pass"
     assert judged(model, inputs, expect_range=(0, 1))["diverse"].status == "fail"
     assert judged(model, replace(inputs, kind="synthetic"), expect_range=(0, 1))["diverse"].status == "inconclusive"
-    fresh = make(9)
+    fresh = make(5)
     assert judged(fresh, inputs, make=make)["diverse"].status == "warn"
     assert judged(fresh, inputs, make=make, untrained=1.0)["diverse"].status == "fail"
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ckptool.model.verification import Check
 from ckptool.verification.device import Batch, evaluating
-from ckptool.verification.outputs import Inputs, run_batch
+from ckptool.verification.outputs import Inputs, first_batch, run_batch
 from ckptool.verification.statistics import are_probabilities, input_dependence, relative_difference, relative_range
 from ckptool.verification.tasks.case import LOAD_ADVICE, Case, causes, corroborations, exonerations, join_words
 
@@ -29,7 +29,7 @@ def check_constant(case: Case, device: torch.device) -> Check:
         return Check(_ID, "inconclusive", "all inputs are the same, so the answers have to be", found, case.advice)
     if _is_constant(case, evidence):
         return _judge_constant(case, evidence)
-    dead = find_dead_inputs(case.model, next(iter(case.inputs.batches())), device)
+    dead = find_dead_inputs(case.model, first_batch(case.inputs, case.outputs), device)
     if dead:
         return _judge_dead(case, dead, evidence)
     return Check(_ID, "pass", f"the answers to {case.inputs.count} inputs depend on the input", evidence)
@@ -38,11 +38,9 @@ def check_constant(case: Case, device: torch.device) -> Check:
 def _measure(case: Case) -> dict[str, float]:
     answers = case.outputs.judged.double().nan_to_num(0.0, 0.0, 0.0)  # what is -inf for every input is a mask
     numbers = {"relative_range": relative_range(answers)}
-    return (
-        numbers
-        if case.task in _ONLY_RANGE or not case.outputs.judged.is_floating_point()
-        else numbers | {"input_dependence": input_dependence(answers)}
-    )
+    if case.task in _ONLY_RANGE or not case.outputs.judged.is_floating_point():
+        return numbers
+    return numbers | {"input_dependence": input_dependence(answers)}
 
 
 def _is_constant(case: Case, evidence: Mapping[str, float]) -> bool:
@@ -54,7 +52,7 @@ def _is_constant(case: Case, evidence: Mapping[str, float]) -> bool:
 
 def _judge_constant(case: Case, evidence: Mapping[str, float]) -> Check:
     seen = (
-        f"{case.inputs.count} different {case.inputs.kind} inputs get the same answer (they differ by "
+        f"{case.fed} get the same answer, though they are different (the answers differ by "
         f"{evidence['relative_range']:.2g} of the largest value)"
     )
     if case.outputs.detections and not case.outputs.judged.any():

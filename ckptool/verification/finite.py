@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.model.verification import Check
-from ckptool.verification.device import Batch, call_model, count_inputs, evaluating, move
+from ckptool.verification.device import Batch, call_model, count_inputs, evaluating, move, take_inputs
 from ckptool.verification.outputs import Inputs, Outputs
 
 _ID = "output.finite"
@@ -24,7 +24,7 @@ def check_finite(model: nn.Module, inputs: Inputs, outputs: Outputs, device: tor
         names = ", ".join(outputs.tensors)
         return Check(_ID, "pass", f"all values of {names} are finite for all {inputs.count} inputs", {"bad_inputs": {}})
     bad = torch.stack(list(outputs.bad.values())).sum(dim=0)
-    culprit = first_culprit(model, _batch_with(inputs, bad), device)
+    culprit = first_culprit(model, _batch_with(inputs, bad, outputs.batch_size), device)
     seen = "; ".join(
         f"{count} of {inputs.count} inputs give NaN or infinity in {name}" for name, count in counts.items()
     )
@@ -37,14 +37,15 @@ def check_finite(model: nn.Module, inputs: Inputs, outputs: Outputs, device: tor
     )
 
 
-def _batch_with(inputs: Inputs, bad: Tensor) -> Batch:
-    """Give the first batch with an input whose answer is not finite."""
+def _batch_with(inputs: Inputs, bad: Tensor, size: int) -> Batch:
+    """Give the first batch, of ``size`` at most, with an input whose answer is not finite."""
     start = 0
     batch: Batch
     for batch in inputs.batches():
         stop = start + count_inputs(batch)
         if bad[start:stop].any():
-            return batch
+            first = int(bad[start:stop].nonzero()[0])
+            return take_inputs(batch, first // size * size, size)
         start = stop
     raise ValueError("the inputs are not those that the answers are to")
 
@@ -64,12 +65,16 @@ def first_culprit(model: nn.Module, batch: Batch, device: torch.device) -> str |
 
 @contextmanager
 def watching(model: nn.Module, look: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Call ``look`` with name, arguments and answer of every module that finishes, inner ones before outer ones."""
+    """Call ``look`` with name, arguments and answer of every module that finishes, inner ones before outer ones.
+
+    TorchScript runs without telling.
+    """
 
     def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda _module, given, answer: look(name, given, answer)
 
-    handles = [module.register_forward_hook(hook_of(name)) for name, module in model.named_modules()]
+    open_modules = [pair for pair in model.named_modules() if not isinstance(pair[1], torch.jit.ScriptModule)]
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in open_modules]
     try:
         yield
     finally:
@@ -87,15 +92,18 @@ def _all_finite(value: Any) -> bool:
 
 
 def _explain(model: nn.Module, culprit: str | None) -> str:
+    if isinstance(model, torch.jit.ScriptModule):
+        return "in which module cannot be told of a TorchScript program"
     if culprit is None:
         return "no module gives them on its own, so they arise between modules"
     module = model.get_submodule(culprit)
     place = f"the first module to give them is {culprit or 'the model itself'} ({type(module).__name__})"
-    return f"{place}, {_reason(module)}"
+    # Of a model whose parts cannot be told apart, all parts count.
+    return f"{place}, {_reason(module, whole=not culprit)}"
 
 
-def _reason(module: nn.Module) -> str:
-    own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+def _reason(module: nn.Module, *, whole: bool) -> str:
+    own = dict(module.named_parameters(recurse=whole)) | dict(module.named_buffers(recurse=whole))
     for name, tensor in own.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             return f"whose {name} holds NaN or infinity"

@@ -16,7 +16,7 @@ _COPIES = 3
 _MOST_PARAMETERS = 1_000_000_000
 # How far outside of the copies' range a number may lie and still be theirs: by this much, or by this factor.
 _ABSOLUTE = {"mutual_information": 0.02, "mean_cosine": 0.05}
-_FACTORS = {"input_dependence": 2.0, "spread": 1.5, "std": 3.0, "cross_entropy": 1.1}
+_FACTORS = {"input_dependence": 2.0, "spread": 1.5, "magnitude": 3.0, "std": 3.0, "cross_entropy": 1.1}
 _TINY = 1e-12
 
 Measure = Callable[[nn.Module], Measured]
@@ -30,28 +30,26 @@ def compare_with_fresh(
     Nothing is compared where the constructor gives every copy the same weights, or above a billion parameters.
     """
     try:
-        copies = _build(make, seed)
-        if isinstance(copies, str):
-            return FreshCopies(None, reason=copies)
-        numbers = tuple(measure(move_model(copy, device)).statistics for copy in copies)
+        refusal = _refuse(make, seed)
+        if refusal:
+            return FreshCopies(None, reason=refusal)
+        # One after the other: each is gone before the next is built.
+        numbers = tuple(measure(move_model(make(seed + 1 + each), device)).statistics for each in range(_COPIES))
     except CkptoolError as error:
         return FreshCopies(None, reason=str(error))
+    if not all(math.isfinite(value) for each in numbers for value in each.values()):
+        return FreshCopies(None, reason="freshly initialised copies do not give finite answers")
     return FreshCopies(_is_alike(measured.statistics, numbers), numbers)
 
 
-def _build(make: Callable[[int], nn.Module], seed: int) -> list[nn.Module] | str:
+def _refuse(make: Callable[[int], nn.Module], seed: int) -> str | None:
     first = make(seed + 1)
     if sum(parameter.numel() for parameter in first.parameters()) > _MOST_PARAMETERS:
         return "a model of this size is not built three times more"
-    second = make(seed + 2)
-    if _have_same_weights(first, second):
+    pairs = zip(first.parameters(), make(seed + 2).parameters(), strict=False)
+    if all(torch.equal(one, other) for one, other in pairs):
         return "its constructor gives the same weights under every seed"
-    return [first, second, *(make(seed + number) for number in range(3, _COPIES + 1))]
-
-
-def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.parameters(), other.parameters(), strict=False)
-    return all(torch.equal(a, b) for a, b in pairs)
+    return None
 
 
 def _is_alike(own: Mapping[str, float], copies: tuple[Mapping[str, float], ...]) -> bool:
@@ -61,8 +59,6 @@ def _is_alike(own: Mapping[str, float], copies: tuple[Mapping[str, float], ...])
 
 
 def _is_among(name: str, value: float, others: list[float]) -> bool:
-    if not all(math.isfinite(each) for each in (value, *others)):
-        return False
     if name in _ABSOLUTE:
         return min(others) - _ABSOLUTE[name] <= value <= max(others) + _ABSOLUTE[name]
     factor = _FACTORS[name]

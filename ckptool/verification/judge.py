@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from ckptool.errors import CkptoolError
 from ckptool.model.verification import Check, Predictions, Task, VerifyOptions
 from ckptool.verification import statistics
 from ckptool.verification.constant import check_constant
 from ckptool.verification.finite import check_finite
 from ckptool.verification.fresh import compare_with_fresh
-from ckptool.verification.outputs import Inputs, Outputs, run_model
+from ckptool.verification.outputs import Inputs, Outputs, first_batch, run_model
 from ckptool.verification.stability import check_stability
 from ckptool.verification.tasks import classification, embedding, language, multilabel, regression, segmentation
 from ckptool.verification.tasks.case import ID, Background, Case, FreshCopies, Measured
 from ckptool.verification.tasks.find import find_task, reads_left_to_right
 
+# How many dimensions answers have at least and at most, for the tasks that look at places.
+_DIMENSIONS: Mapping[Task, tuple[int, int]] = {"language": (3, 3), "segmentation": (3, 5)}
 _SKIPPED_WHEN_BAD = ("output.constant", "output.diverse", "output.determinism", "output.batch")
 
 
@@ -56,20 +59,37 @@ def judge(
     :raises CkptoolError: the model does not take its inputs a second time, or ``--task`` does not fit its answers.
     """
     task = options.task or find_task(model, inputs, outputs, device)
+    _require_form(task, outputs)
     finite = check_finite(model, inputs, outputs, device)
     if finite.status == "fail":
         skipped = (Check(name, "skip", "the answers are not finite") for name in _SKIPPED_WHEN_BAD)
         return (finite, *skipped), Predictions(task, inputs.count, inputs.kind, None)
     steps = _JUDGES.get(task)
     measured = steps.measure(outputs, inputs) if steps else Measured({})
-    causal = task == "language" and reads_left_to_right(model, inputs, device)
+    causal = task == "language" and reads_left_to_right(model, first_batch(inputs, outputs), device)
     background = background or Background()
-    fresh = _fresh_copies(steps, measured, inputs, options, device, background)
+    fresh = cache(lambda: _measure_fresh(steps, measured, inputs, options, device, background))
     case = Case(task, model, inputs, outputs, options, background, causal, fresh)
     constant = check_constant(case, device)
-    checks = (finite, constant, _judge_diversity(steps, case, measured, constant))
-    stability = check_stability(model, next(iter(inputs.batches())), device)
-    return (*checks, *stability), _predictions(case, measured)
+    diverse = _judge_diversity(steps, case, measured, constant)
+    if fresh.cache_info().currsize:
+        diverse = replace(diverse, evidence={**diverse.evidence, "fresh_copies": _show_fresh(fresh())})
+    stability = check_stability(model, first_batch(inputs, outputs), device)
+    return (finite, constant, diverse, *stability), _predictions(case, measured)
+
+
+def _require_form(task: Task, outputs: Outputs) -> None:
+    least, most = _DIMENSIONS.get(task, (0, 99))
+    answers = outputs.judged
+    if not least <= answers.ndim <= most or (least and not answers.is_floating_point()):
+        raise CkptoolError(
+            f"--task {task}: does not fit answers of the shape {list(answers.shape)} ({outputs.main}); "
+            "leave it out, or name another task"
+        )
+
+
+def _show_fresh(copies: FreshCopies) -> Mapping[str, object]:
+    return {"alike": copies.alike, "statistics": list(copies.statistics), "reason": copies.reason}
 
 
 def _judge_diversity(steps: _Judge | None, case: Case, measured: Measured, constant: Check) -> Check:
@@ -82,23 +102,22 @@ def _judge_diversity(steps: _Judge | None, case: Case, measured: Measured, const
     return steps.judge(case, measured)
 
 
-def _fresh_copies(
+def _measure_fresh(
     steps: _Judge | None,
     measured: Measured,
     inputs: Inputs,
     options: VerifyOptions,
     device: torch.device,
     background: Background,
-) -> Callable[[], FreshCopies]:
-    """Give what builds, runs and measures fresh copies when it is first asked to."""
+) -> FreshCopies:
     make = background.make
     if make is None or steps is None:
-        return lambda: FreshCopies(None, reason="there is nothing to build a fresh copy from")
+        return FreshCopies(None, reason="there is nothing to build a fresh copy from")
 
     def measure(model: nn.Module) -> Measured:
         return steps.measure(run_model(model, inputs, device), inputs)
 
-    return cache(lambda: compare_with_fresh(make, measure, measured, options.seed, device))
+    return compare_with_fresh(make, measure, measured, options.seed, device)
 
 
 def _predictions(case: Case, measured: Measured) -> Predictions:

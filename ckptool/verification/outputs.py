@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ckptool.errors import CkptoolError
 from ckptool.model.plans import Note
-from ckptool.verification.device import Batch, call_model, count_inputs, move, run_batches
+from ckptool.verification.device import Batch, call_model, count_inputs, move, run_batches, take_inputs
 
 # Which of several named outputs is judged, the first that is there; else the first one.
 _MAIN_NAMES = (
@@ -63,14 +63,16 @@ class Outputs:
 
     ``tensors`` has every output by name, in the model's order (``output`` for a bare tensor, ``0``, ``1`` ... in a
     tuple); ``main`` names the one that is judged. Of sequences only ``positions`` are kept, evenly spread, of pictures
-    a grid of at most 64 x 64 pixels. ``bad`` counts, by output, the values of each input that are NaN or infinite,
+    a grid of pixels. ``bad`` counts, by output, the values of each input that are NaN or infinite,
     kept or not; what is -inf in the same places for every input is a mask. ``detections`` tells that the model
-    answered with a list of boxes for each input: ``tensors`` then sums each list up.
+    answered with a list of boxes for each input: ``tensors`` then sums each list up. ``batch_size`` counts the inputs
+    that were answered at once, and are known to fit into memory.
     """
 
     tensors: Mapping[str, Tensor]
     main: str
     bad: Mapping[str, Tensor]
+    batch_size: int
     positions: tuple[int, ...] | None = None
     detections: bool = False
     notes: tuple[Note, ...] = ()
@@ -96,7 +98,7 @@ def run_model(model: nn.Module, inputs: Inputs, device: torch.device) -> Outputs
     :raises CkptoolError: the forward raises, one input does not fit into memory, or no output has a row per input.
     """
     answers = run_batches(model, inputs.batches(), device, _take_apart)
-    return _join(answers.parts, inputs.count, model, answers.notes)
+    return _join(answers.parts, inputs.count, model, answers.batch_size, answers.notes)
 
 
 def run_batch(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:
@@ -105,7 +107,7 @@ def run_batch(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:
     :raises CkptoolError: the forward raises, or no output has a row per input.
     """
     part = move(_take_apart(call_model(model, move(batch, device))), torch.device("cpu"))
-    return _join((part,), count_inputs(batch), model)
+    return _join((part,), count_inputs(batch), model, count_inputs(batch))
 
 
 def _take_apart(answer: Any) -> _Part:
@@ -118,7 +120,14 @@ def _take_apart(answer: Any) -> _Part:
     return tensors, {name: _count_bad(tensor) for name, tensor in found.items()}, positions, detections
 
 
-def _join(parts: Sequence[_Part], count: int, model: nn.Module, notes: tuple[Note, ...] = ()) -> Outputs:
+def first_batch(inputs: Inputs, outputs: Outputs) -> Batch:
+    """Give the first inputs, as many as are known to fit into memory."""
+    return take_inputs(next(iter(inputs.batches())), 0, outputs.batch_size)
+
+
+def _join(
+    parts: Sequence[_Part], count: int, model: nn.Module, batch_size: int, notes: tuple[Note, ...] = ()
+) -> Outputs:
     tensors = _rows([part[0] for part in parts], count, model)
     if not tensors:
         raise CkptoolError(
@@ -127,7 +136,7 @@ def _join(parts: Sequence[_Part], count: int, model: nn.Module, notes: tuple[Not
         )
     bad = _rows([{name: part[1][name] for name in tensors} for part in parts], count, model)
     main = next((name for name in _MAIN_NAMES if name in tensors), next(iter(tensors)))
-    return Outputs(tensors, main, bad, parts[0][2], any(part[3] for part in parts), notes)
+    return Outputs(tensors, main, bad, batch_size, parts[0][2], any(part[3] for part in parts), notes)
 
 
 def _rows(parts: Sequence[Mapping[str, Tensor]], count: int, model: nn.Module) -> dict[str, Tensor]:

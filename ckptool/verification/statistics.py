@@ -12,6 +12,7 @@ from torch import Tensor
 _CONFIDENCE_LEVEL = 0.95
 _BISECTIONS = 60
 _SHUFFLES = 200
+_MOST_CLASSES = 10_000
 
 
 def as_probabilities(answers: Tensor) -> Tensor:
@@ -20,9 +21,16 @@ def as_probabilities(answers: Tensor) -> Tensor:
     Logits [rows, classes] go through a softmax, probabilities stay as they are, integers [rows] are classes already.
     """
     if not answers.is_floating_point():
-        return torch.nn.functional.one_hot(answers, max(2, int(answers.max()) + 1)).double()
+        return torch.nn.functional.one_hot(*_as_numbers(answers)).double()
     answers = answers.double()
     return answers if are_probabilities(answers) else answers.softmax(dim=-1)
+
+
+def _as_numbers(classes: Tensor) -> tuple[Tensor, int]:
+    """Give classes that can be counted from 0 on, and their number; what is no class number is numbered anew."""
+    if int(classes.min()) < 0 or int(classes.max()) >= _MOST_CLASSES:
+        classes = classes.unique(return_inverse=True)[1]  # type: ignore[no-untyped-call]
+    return classes, max(2, int(classes.max()) + 1)
 
 
 def as_logits(answers: Tensor) -> Tensor:

@@ -17,6 +17,12 @@ ID = "output.diverse"
 IN_DOMAIN = "in-domain"
 LOAD_ADVICE = "see load.coverage and keys: what was loaded, and the command that brings the rest"
 
+_KINDS = {
+    IN_DOMAIN: "in-domain inputs",
+    "sample photos": "sample images",
+    "sample text": "sample texts",
+    "synthetic": "synthetic inputs",
+}
 _MORE_INPUTS = {
     "image": "confirm with --images DIR (at least {least} of your own images)",
     "tokens": "confirm with --tokenizer DIR (text instead of random tokens), or --inputs FILE",
@@ -77,6 +83,11 @@ class Case:
         return self.inputs.kind == IN_DOMAIN
 
     @property
+    def fed(self) -> str:
+        """Say how many inputs of what kind there were: ``48 synthetic inputs``."""
+        return f"{self.inputs.count} {_KINDS.get(self.inputs.kind, 'inputs')}"
+
+    @property
     def advice(self) -> str:
         """Say which inputs would settle it."""
         text = _MORE_INPUTS.get(self.inputs.modality, _OTHER_INPUTS)
@@ -111,6 +122,8 @@ def _say_missing(case: Case) -> str | None:
         return None
     loaded = len(load.matched) + len(load.tied)
     total = loaded + len(load.defaulted) + len(load.missing) + len(load.mismatched)
+    if not loaded:
+        return f"none of the model's {total} tensors was loaded"
     return f"only {loaded} of the model's {total} tensors ({percent(load.coverage)} of its elements) were loaded"
 
 

@@ -115,14 +115,12 @@ def describe(case: Case, measured: Measured) -> str:
     if numbers["mutual_information"] < case.options.thresholds.mutual_information:
         information += f", usual >= {_USUAL_INFORMATION}"
     confidence = f"mean confidence {numbers['mean_confidence']:.3f}"
-    index, most = next(iter(measured.histogram.items()))
+    index = next(iter(measured.histogram))
     if len(measured.histogram) == 1:
-        return (
-            f"{count} of {count} {case.inputs.kind} inputs -> {name_class(case, index)} ({confidence}; {information})"
-        )
+        return f"{count} of {case.fed} -> {name_class(case, index)} ({confidence}; {information})"
     return (
-        f"{count} {case.inputs.kind} inputs -> {len(measured.histogram)} of {measured.classes} classes, "
-        f"{name_class(case, index)} for {percent(most / count)} of them ({confidence}; {information})"
+        f"{case.fed} -> {len(measured.histogram)} of {measured.classes} classes, "
+        f"{name_class(case, index)} for {percent(numbers['share'])} of them ({confidence}; {information})"
     )
 
 

@@ -43,7 +43,7 @@ def judge(case: Case, measured: Measured) -> Check:
     """Decide by the cosine of pairs and the input dependence."""
     numbers = measured.statistics
     seen = (
-        f"{case.inputs.count} {case.inputs.kind} inputs -> vectors with a mean cosine of {numbers['mean_cosine']:.2f} "
+        f"{case.fed} -> vectors with a mean cosine of {numbers['mean_cosine']:.2f} "
         f"(input dependence {numbers['input_dependence']:.2g}"
     )
     few = too_few(case)

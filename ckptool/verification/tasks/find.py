@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ckptool.model.verification import Task
 from ckptool.verification.device import Batch, call_model, evaluating, move
 from ckptool.verification.finite import watching
-from ckptool.verification.outputs import Inputs, Outputs, run_batch
+from ckptool.verification.outputs import Inputs, Outputs, first_batch, run_batch
 from ckptool.verification.tasks.language import tokens_of
 
 _VECTORS = {"pooler_output", "last_hidden_state", "sentence_embedding", "image_embeds", "text_embeds", "embeddings"}
@@ -31,7 +31,7 @@ def find_task(model: nn.Module, inputs: Inputs, outputs: Outputs, device: torch.
     answers = outputs.judged
     if answers.ndim <= 2:
         return _task_of_rows(model, inputs, outputs, device)
-    first = next(iter(inputs.batches()))
+    first = first_batch(inputs, outputs)
     if answers.ndim == 3:
         return _task_of_sequences(outputs, first)
     return "regression" if _is_image_to_image(answers, first) else "segmentation"
@@ -64,7 +64,7 @@ def _task_of_rows(model: nn.Module, inputs: Inputs, outputs: Outputs, device: to
     names = inputs.class_names
     if width == 1:
         return "classification" if names and len(names) == 2 else "regression"
-    return _task_of_values(answers) or _task_of_layer(model, next(iter(inputs.batches())), device, width)
+    return _task_of_values(answers) or _task_of_layer(model, first_batch(inputs, outputs), device, width)
 
 
 def _task_of_labels(labels: Tensor | None) -> Task | None:
@@ -104,9 +104,8 @@ def _task_of_layer(model: nn.Module, batch: Batch, device: torch.device, width: 
     return "embedding" if width in widths or (width,) in widths else "classification"
 
 
-def reads_left_to_right(model: nn.Module, inputs: Inputs, device: torch.device) -> bool:
+def reads_left_to_right(model: nn.Module, batch: Batch, device: torch.device) -> bool:
     """Tell whether another last token leaves the answers at the first positions as they are."""
-    batch = next(iter(inputs.batches()))
     tokens = tokens_of(batch)
     if tokens is None or tokens.shape[1] < 2:
         return False

@@ -117,7 +117,7 @@ def _judge_text(case: Case, measured: Measured) -> Check:
 def _judge_random(case: Case, measured: Measured) -> Check:
     numbers, limits = measured.statistics, case.options.thresholds
     seen = (
-        f"{case.inputs.count} {case.inputs.kind} inputs -> {numbers['distinct_tokens']:.0f} of {measured.classes} "
+        f"{case.fed} -> {numbers['distinct_tokens']:.0f} of {measured.classes} "
         f"tokens (mean confidence {numbers['mean_confidence']:.3g}; mutual information "
         f"{numbers['mutual_information']:.3f})"
     )

@@ -52,7 +52,7 @@ def judge(case: Case, measured: Measured) -> Check:
     """Decide by the share of labels that never move; that all are below a half is usual and says nothing."""
     numbers, limits = measured.statistics, case.options.thresholds
     seen = (
-        f"{case.inputs.count} {case.inputs.kind} inputs -> {numbers['labels_per_input']:.3g} of {measured.classes} "
+        f"{case.fed} -> {numbers['labels_per_input']:.3g} of {measured.classes} "
         f"labels each ({percent(numbers['constant_labels'])} of the labels never move; input dependence "
         f"{numbers['input_dependence']:.3g})"
     )

@@ -16,6 +16,7 @@ def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
     return Measured(
         {
             "mean": values.mean().item(),
+            "magnitude": values.square().mean().sqrt().item(),
             "std": values.std(correction=0).item(),
             "min": values.min().item(),
             "percentile_5": quantiles[0].item(),
@@ -34,7 +35,7 @@ def judge(case: Case, measured: Measured) -> Check:
     """Decide by ``--expect-range`` where it is given, else by what else speaks for weights that were never trained."""
     numbers, expected = measured.statistics, case.options.expect_range
     seen = (
-        f"{case.inputs.count} {case.inputs.kind} inputs -> {numbers['min']:.4g} to {numbers['max']:.4g}, mean "
+        f"{case.fed} -> {numbers['min']:.4g} to {numbers['max']:.4g}, mean "
         f"{numbers['mean']:.4g}, standard deviation {numbers['std']:.4g}"
     )
     if expected is not None:

@@ -44,7 +44,7 @@ def judge(case: Case, measured: Measured) -> Check:
     numbers, limits = measured.statistics, case.options.thresholds
     index = next(iter(measured.histogram))
     seen = (
-        f"{case.inputs.count} {case.inputs.kind} inputs -> {len(measured.histogram)} of {measured.classes} classes, "
+        f"{case.fed} -> {len(measured.histogram)} of {measured.classes} classes, "
         f"{name_class(case, index)} in {percent(numbers['share'])} of all places (mutual information "
         f"{numbers['mutual_information']:.3f})"
     )
