@@ -502,6 +502,18 @@ def test_text_is_cut_into_windows(tmp_path):
         feed(nn.Embedding(20, 4), tokenizer=tmp_path)
 
 
+def test_a_tokenizer_of_long_tokens_has_a_page_to_work_on(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: number for number, word in enumerate(dict.fromkeys(["?", *TEXT.split()]))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert len(TEXT.split()) < 512
+    assert whole(feed(nn.Embedding(len(words), 4), tokenizer=tmp_path)).shape == (48, 32)
+    long = nn.Sequential(nn.Embedding(len(words), 1), nn.Flatten(), nn.Linear(512, 2))
+    assert whole(feed(long, tokenizer=tmp_path)).shape == (48, 512)
+
+
 def test_a_table_of_characters_is_a_tokenizer(tmp_path):
     characters = sorted(set(TEXT))
     path = tmp_path / "vocab.json"
@@ -517,7 +529,31 @@ def test_a_model_with_a_decoder_gets_tokens_for_both():
     assert batch.keys() == {"input_ids", "decoder_input_ids"}
 
 
+def test_a_model_of_text_and_images_gets_both():
+    transformers = pytest.importorskip("transformers")
+    shape = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    text, vision = {**shape, "vocab_size": 30}, {**shape, "image_size": 24, "patch_size": 8}
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+    inputs = feed(model)
+    batch = next(inputs.batches())
+    assert {name: tuple(rows.shape[1:]) for name, rows in batch.items()} == {
+        "input_ids": (32,),
+        "pixel_values": (3, 24, 24),
+    }
+    assert inputs.modality == "multi"
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.head = nn.LSTM(12, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.steps(x)[0][:, -1])
+
+
 MADE_UP = {
+    "sequence": (Recurrent(), "tabular", (16, 12)),
     "table": (nn.Linear(30, 2), "tabular", (30,)),
     "signal": (nn.Conv1d(2, 3, 5), "signal", (2, 16000)),
     "volume": (nn.Conv3d(1, 1, 3), "volume", (1, 16, 112, 112)),

@@ -9,12 +9,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from ckptool.errors import CkptoolError
 from ckptool.loading.built import Modality
 from ckptool.verification.input_set import Feeding, InputSet, Kind
 from ckptool.verification.inputs_images import battery, image_form, sample_images, settle_images
 from ckptool.verification.inputs_shapes import Shape, like_examples, noise, numbered
 from ckptool.verification.rows import Rows, Stacked
+from ckptool.verification.sizes import USUAL, position_size
 from ckptool.verification.texts import random_ids, text_windows
 from ckptool.verification.trial import ONLY, Settled, arguments_of
 
@@ -23,7 +26,7 @@ _SIGNAL_LENGTHS = (16000, 4096, 1024, 256, 128, 64, 32)
 _VOLUMES = ((16, 112, 112), (8, 64, 64), (32, 32, 32), (64, 64, 64))
 _ROW_LENGTHS = (16, 32, 64)  # of sequences of feature vectors
 _LEAST_SIDE = 8  # of images that a network flattens itself
-_DECODER = "decoder_input_ids"
+_DECODER, _PIXELS = "decoder_input_ids", "pixel_values"
 
 
 def from_nothing(feeding: Feeding) -> InputSet:
@@ -42,7 +45,7 @@ def from_nothing(feeding: Feeding) -> InputSet:
             f"the model: its forward wants {len(hint.names)} inputs ({', '.join(hint.names)}); say their shapes with "
             f"{named}, or give --inputs FILE with arrays of these names"
         )
-    return _MAKERS[hint.modality or "image"](feeding)
+    return _MAKERS[hint.modality or ("tabular" if _sequence_features(feeding) else "image")](feeding)
 
 
 def _images(feeding: Feeding) -> InputSet:
@@ -55,9 +58,10 @@ def _tokens(feeding: Feeding) -> InputSet:
     tokenizer, hint = feeding.options.tokenizer, feeding.built.input_hint
     lengths = dict.fromkeys(min(length, hint.length or length) for length in _TEXT_LENGTHS)
     make = _random_tokens if tokenizer is None else partial(_text_tokens, tokenizer)
-    settled = _settle_tokens(feeding, [make(feeding, length) for length in lengths])
+    settled = _settle_tokens(feeding, partial(make, feeding), list(lengths))
     kind: Kind = "synthetic" if tokenizer is None else "sample text"
-    return feeding.finish(settled, kind, "tokens", numbered("text" if tokenizer else "tokens", feeding.count))
+    modality: Modality = "multi" if _PIXELS in settled.fields else "tokens"
+    return feeding.finish(settled, kind, modality, numbered("text" if tokenizer else "tokens", feeding.count))
 
 
 def _random_tokens(feeding: Feeding, length: int) -> Rows:
@@ -77,23 +81,38 @@ def _text_tokens(tokenizer: Path, feeding: Feeding, length: int) -> Rows:
     return Stacked(windows)
 
 
-def _settle_tokens(feeding: Feeding, rows: list[Rows]) -> Settled:
-    """Pass the tokens, and to a model with a decoder of its own the same tokens there."""
+def _settle_tokens(feeding: Feeding, make: Callable[[int], Rows], lengths: Sequence[int]) -> Settled:
+    """Pass the tokens, and to a model with a decoder the same ones there, to one that also sees an image."""
     main = feeding.built.input_hint.main or ONLY
     try:
-        return feeding.trial.settle({main: rows})
+        return feeding.trial.settle({main: map(make, lengths)})
     except CkptoolError:
-        if _DECODER not in arguments_of(feeding.model):
+        more = [name for name in (_DECODER, _PIXELS) if name in arguments_of(feeding.model)]
+        if not more:
             raise
-    return feeding.trial.settle({main: rows[:1], _DECODER: rows[:1]})
+    tokens = make(lengths[0])
+    beside = tokens if more[0] == _DECODER else _seen_images(feeding)
+    return feeding.trial.settle({main: [tokens], more[0]: [beside]})
+
+
+def _seen_images(feeding: Feeding) -> Rows:
+    side = position_size(feeding.model) or USUAL[0]
+    return sample_images(feeding)[0](image_form(feeding, (side, side), 3))
 
 
 def _tabular(feeding: Feeding) -> InputSet:
-    features = feeding.built.input_hint.features
-    if features is None:
+    features, stepwise = feeding.built.input_hint.features, _sequence_features(feeding)
+    if features is None and stepwise is None:
         raise CkptoolError("the model: nothing tells how many numbers it takes; say so with --input-shape name=N")
-    square = _as_image(feeding, features)
-    return square or _numbers(feeding, "tabular", [(features,), *((length, features) for length in _ROW_LENGTHS)])
+    square = _as_image(feeding, features) if features and not stepwise else None
+    rows: list[Shape] = [(features,)] if features else []
+    sequences = [(length, width) for width in (stepwise, features) if width for length in _ROW_LENGTHS]
+    return square or _numbers(feeding, "tabular", [*rows, *sequences])
+
+
+def _sequence_features(feeding: Feeding) -> int | None:
+    """Count the numbers that a recurrent network takes at each step."""
+    return next((module.input_size for module in feeding.model.modules() if isinstance(module, nn.RNNBase)), None)
 
 
 def _as_image(feeding: Feeding, features: int) -> InputSet | None:

@@ -53,11 +53,14 @@ def random_ids(count: int, shape: tuple[int, ...], vocabulary: int, seed: int) -
 def text_windows(tokenizer: Path, count: int, length: int = _WINDOW) -> Tensor:
     """Give the built-in text as token ids, shape (count, length): windows evenly spread over it, which may overlap.
 
+    Where a window is longer than the text, the text begins again.
+
     :raises CkptoolError: there is no tokenizer, or it is for a text of another kind.
     """
     ids = torch.tensor(encode(tokenizer, TEXT))
-    if len(ids) <= length:
+    if len(ids) <= _WINDOW:
         raise CkptoolError(f"{tokenizer}: makes {len(ids)} tokens of a page of English; give the model's own tokenizer")
+    ids = ids.repeat(length // len(ids) + 1)
     starts = [place * (len(ids) - length) // max(count - 1, 1) for place in range(count)]
     return torch.stack([ids[start : start + length] for start in starts])
 
