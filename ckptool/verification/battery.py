@@ -101,7 +101,7 @@ def _drop_leaf(canvas: Tensor, rows: Tensor, columns: Tensor, radius: float, gen
     shape = _SHAPES[int(_uniform(generator, 0, len(_SHAPES) - 1e-6))](across, along)
     fill = _colour(generator).expand(3, *rows.shape)
     if _uniform(generator) < 0.3:
-        fill = torch.where(torch.sin(_uniform(generator, 4, 20) * across) > 0, fill, _colour(generator))
+        fill = torch.where((_uniform(generator, 1, 6) * across).remainder(2) < 1, fill, _colour(generator))
     canvas.copy_(torch.where(shape, fill, canvas))
 
 
