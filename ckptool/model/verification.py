@@ -44,10 +44,12 @@ class Thresholds:
     ``mutual_information`` is normalised (0 to 1): below it, predictions do not tell inputs apart. ``share`` is that of
     the most frequent class. ``dependence`` is the input-dependent share of the logits' energy: below it the output is
     constant. ``untrained_warn`` and ``untrained_fail`` are shares of the parameters that look never trained.
-    ``least_inputs`` is the number of inputs from which on a verdict is given. ``error_...`` is the largest relative
-    error of outputs against those of ``--against``, ``top_1_...`` the least share of predictions that are equal or
-    nearly tied, by the dtype that the weights were rounded to; ``..._elsewhere`` is for answers recorded on another
-    device or with another torch.
+    ``cosine`` is the mean over pairs of vectors, ``vector_dependence`` their input dependence: more, or less, is one
+    vector for everything. ``relative_range`` is that of the answers: below it they are constant. ``echo`` is the share
+    of next tokens that repeat the last one. ``least_inputs`` is the number of inputs from which on a verdict is given.
+    ``error_...`` is the largest relative error of outputs against those of ``--against``, ``top_1_...`` the least share
+    of predictions that are equal or nearly tied, by the dtype that the weights were rounded to; ``..._elsewhere`` is
+    for answers recorded on another device or with another torch.
     """
 
     mutual_information: float = 0.05
@@ -58,6 +60,10 @@ class Thresholds:
     untrained_fail: float = 0.20
     least_inputs: int = 32
     coverage: float = 1.0
+    relative_range: float = 1e-5
+    cosine: float = 0.9
+    vector_dependence: float = 0.1
+    echo: float = 0.95
     cross_entropy_fail: float = 0.9
     cross_entropy_warn: float = 0.7
     norm_outlier: float = 8.0

@@ -14,7 +14,6 @@ from ckptool.verification.statistics import are_probabilities, input_dependence,
 from ckptool.verification.tasks.case import LOAD_ADVICE, Case, causes, corroborations, exonerations, join_words
 
 _ID = "output.constant"
-_LEAST_RANGE = 1e-5
 # Above this, float32 probabilities are too near to one to still differ.
 _SATURATED = 1 - 1e-4
 # An offset is part of the answer there: what does not move is no share of anything.
@@ -29,7 +28,7 @@ def check_constant(case: Case, device: torch.device) -> Check:
         return Check(_ID, "inconclusive", "all inputs are the same, so the answers have to be", found, case.advice)
     if _is_constant(case, evidence):
         return _judge_constant(case, evidence)
-    dead = find_dead_inputs(case.model, first_batch(case.inputs, case.outputs), device)
+    dead = _find_dead_inputs(case, first_batch(case.inputs, case.outputs), device)
     if dead:
         return _judge_dead(case, dead, evidence)
     return Check(_ID, "pass", f"the answers to {case.inputs.count} inputs depend on the input", evidence)
@@ -46,8 +45,9 @@ def _measure(case: Case) -> dict[str, float]:
 def _is_constant(case: Case, evidence: Mapping[str, float]) -> bool:
     if not case.outputs.judged.is_floating_point():  # classes: that all are the same one is for output.diverse
         return False
-    low = evidence.get("input_dependence", 1.0) < case.options.thresholds.dependence
-    return low or evidence["relative_range"] <= _LEAST_RANGE
+    limits = case.options.thresholds
+    low = evidence.get("input_dependence", 1.0) < limits.dependence
+    return low or evidence["relative_range"] <= limits.relative_range
 
 
 def _judge_constant(case: Case, evidence: Mapping[str, float]) -> Check:
@@ -89,7 +89,7 @@ def _are_the_same(inputs: Inputs) -> bool:
     return True
 
 
-def find_dead_inputs(model: nn.Module, batch: Batch, device: torch.device) -> list[str]:
+def _find_dead_inputs(case: Case, batch: Batch, device: torch.device) -> list[str]:
     """Name the inputs, of several, that can be shuffled among the rows of a batch without any effect.
 
     An input that is the same in all rows (a mask of ones) has no effect to show, and is not named.
@@ -98,10 +98,10 @@ def find_dead_inputs(model: nn.Module, batch: Batch, device: torch.device) -> li
     moving = [name for name, tensor in named.items() if tensor.ndim and not tensor.roll(1, 0).equal(tensor)]
     if len(named) < 2 or isinstance(batch, Tensor):
         return []
-    with evaluating(model):
-        before = run_batch(model, batch, device).judged
-        changes = {name: _change(model, _rolled(batch, name), device, before) for name in moving}
-    return [name for name, change in changes.items() if change <= _LEAST_RANGE]
+    with evaluating(case.model):
+        before = run_batch(case.model, batch, device).judged
+        changes = {name: _change(case.model, _rolled(batch, name), device, before) for name in moving}
+    return [name for name, change in changes.items() if change <= case.options.thresholds.relative_range]
 
 
 def _change(model: nn.Module, batch: Batch, device: torch.device, before: Tensor) -> float:

@@ -151,7 +151,8 @@ def _doubt(case: Case, measured: Measured) -> str:
         )
     if case.in_domain:
         return f"{seen}: hardly any difference between inputs, and nothing else that explains it.{exonerations(case)}"
-    return f"{seen}. These inputs are not your data: a detector of a rare class can look like this.{exonerations(case)}"
+    alike = "a detector of a rare class" if _is_one_class(case, measured) else "a model of something else"
+    return f"{seen}. These inputs are not your data: {alike} can look like this.{exonerations(case)}"
 
 
 def _doubt_advice(case: Case) -> str:

@@ -18,9 +18,6 @@ from ckptool.verification.tasks.case import (
     too_few,
 )
 
-_MOST_COSINE = 0.9
-_LEAST_DEPENDENCE = 0.1
-
 
 def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
     """Measure how far the vectors spread."""
@@ -41,7 +38,7 @@ def _vectors(answers: Tensor) -> Tensor:
 
 def judge(case: Case, measured: Measured) -> Check:
     """Decide by the cosine of pairs and the input dependence."""
-    numbers = measured.statistics
+    numbers, limits = measured.statistics, case.options.thresholds
     seen = (
         f"{case.fed} -> vectors with a mean cosine of {numbers['mean_cosine']:.2f} "
         f"(input dependence {numbers['input_dependence']:.2g}"
@@ -49,9 +46,9 @@ def judge(case: Case, measured: Measured) -> Check:
     few = too_few(case)
     if few:
         return conclude(case, "inconclusive", f"{few}: {seen}).", numbers, case.advice)
-    if numbers["mean_cosine"] <= _MOST_COSINE and numbers["input_dependence"] >= _LEAST_DEPENDENCE:
+    if numbers["mean_cosine"] <= limits.cosine and numbers["input_dependence"] >= limits.vector_dependence:
         return conclude(case, "pass", f"{seen}).", numbers)
-    seen = f"{seen}; usual <= {_MOST_COSINE} and >= {_LEAST_DEPENDENCE})"
+    seen = f"{seen}; usual <= {limits.cosine} and >= {limits.vector_dependence})"
     reasons = corroborations(case)
     if reasons:
         return conclude(case, "fail", f"{seen}: {join_words(reasons)}.", numbers, LOAD_ADVICE)

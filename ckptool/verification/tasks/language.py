@@ -25,7 +25,6 @@ from ckptool.verification.tasks.case import (
 from ckptool.verification.tasks.segmentation import flatten_places
 
 _SYNTHETIC = "synthetic"
-_MOST_ECHO = 0.95
 _TOKEN_NAMES = ("decoder_input_ids", "input_ids", "tokens", "idx", "ids")
 _MASK = "attention_mask"
 
@@ -105,9 +104,9 @@ def _judge_text(case: Case, measured: Measured) -> Check:
         f"(ln {measured.classes} = {numbers['guess_entropy']:.2f}); {numbers['echo']:.0%} of its answers repeat "
         "the last token"
     )
-    if share < limits.cross_entropy_warn and numbers["echo"] < _MOST_ECHO:
+    if share < limits.cross_entropy_warn and numbers["echo"] < limits.echo:
         return conclude(case, "pass", f"{seen}.", numbers)
-    if share < limits.cross_entropy_fail and numbers["echo"] < _MOST_ECHO:
+    if share < limits.cross_entropy_fail and numbers["echo"] < limits.echo:
         advice = "if it was trained on other text than English, confirm with --inputs FILE"
         return conclude(case, "warn", f"{seen}: hardly more than a guess.{exonerations(case)}", numbers, advice)
     reasons = corroborations(case) or ["layers that were not loaded, or another tokenizer, look like this"]
