@@ -505,7 +505,7 @@ def test_torchvision_works_beside_a_torch_without_cuda():
 from ckptool.loading.torchvision import ensure_torchvision
 print(ensure_torchvision(), ensure_torchvision())
 import torch, torchvision
-print(tuple(torchvision.models.resnet18()(torch.zeros(1, 3, 32, 32)).shape))
+print(tuple(torchvision.models.resnet18().eval()(torch.zeros(1, 3, 32, 32)).shape))
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True)
     first, second = ran.stdout.splitlines()

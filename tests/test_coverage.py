@@ -17,6 +17,7 @@ from ckptool.errors import ChecksumMismatch, PlanRefused
 from ckptool.loading.checked import load_checked
 from ckptool.loading.coverage import coverage_checks, fold
 from ckptool.model.loading import LoadReport
+from ckptool.model.plans import KeyOptions
 from ckptool.model.verification import Check, Thresholds, VerifyOptions
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -332,16 +333,41 @@ def test_a_name_that_only_the_metadata_knows_is_missing_for_a_plain_loader(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("root", "status"), [("criterion", "pass"), ("val_loss_fn", "pass"), ("ema_model", "pass"), ("teacher", "warn")]
+    ("root", "status"),
+    [
+        ("criterion", "pass"),
+        ("val_loss_fn", "pass"),
+        ("ema_model", "pass"),
+        ("n_averaged", "pass"),
+        ("teacher", "warn"),
+    ],
 )
 def test_what_lies_beside_the_model(tmp_path, root, status):
     state = {f"net.{key}": value for key, value in Net().state_dict().items()}
-    torch.save({**state, f"{root}.weight": torch.ones(2)}, tmp_path / "net.pt")
+    name = root if root == "n_averaged" else f"{root}.weight"
+    torch.save({**state, name: torch.ones(2)}, tmp_path / "net.pt")
     check, report = judge(Net(), tmp_path / "net.pt")
     assert (check.status, len(report.dropped)) == (status, 1)
     if status == "warn":
         assert f'1 in the file and outside of the part that is the model: "{root}.weight"' in check.message
         assert judge(Net(), tmp_path / "net.pt", allow_unexpected=("teacher.*",))[0].status == "pass"
+
+
+def test_what_is_excluded_is_not_loaded(tmp_path):
+    path = saved(tmp_path / "net.pt", prefix="model._orig_mod.")
+    check, report = judge(Net(), path, keys=KeyOptions(exclude=("fc.*",)))
+    assert (check.status, report.missing) == ("fail", ("fc.weight", "fc.bias"))
+    assert judge(Net(), path, keys=KeyOptions(exclude=("fc.*",)), allow_missing=("fc.*",))[0].status == "pass"
+
+
+def test_a_prefix_too_deep_to_be_a_wrapper_is_named(tmp_path, run):
+    path = saved(tmp_path / "net.pt", prefix="a.b.c.d.")
+    check, _ = judge(Net(), path)
+    assert check.status == "fail"
+    assert 'stripping "a.b.c.d." would match 15 of 15 tensors' in check.message
+    command = shlex.split(check.advice)
+    assert run(*command[1:]).status == 0
+    assert judge(Net(), Path(command[-1]))[0].status == "pass"
 
 
 def test_other_weights_are_judged_on_request(tmp_path):
@@ -357,6 +383,7 @@ def test_two_equal_networks_must_be_chosen(tmp_path):
     torch.save(both, tmp_path / "net.pt")
     with pytest.raises(PlanRefused, match="student"):
         judge(Net(), tmp_path / "net.pt")
+    assert judge(Net(), tmp_path / "net.pt", keys=KeyOptions(select="teacher"))[0].status == "pass"
 
 
 def test_damaged_bytes_are_never_loaded(tmp_path):

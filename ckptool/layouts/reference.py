@@ -27,6 +27,7 @@ Shape = tuple[int, ...] | None
 Reference = Mapping[str, Shape]
 
 DEEPEST_PREFIX = 3  # segments: deeper ones are parts of the network, not wrappers around it
+LEFT_OVER = "not among the names of the reference"  # why a key is dropped
 RULES_TRIED = 8  # per way of cleaning: those with the most matching names
 
 
@@ -57,7 +58,7 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
     if len(best.targets) < len(reference):
         raise PlanRefused("ref-missing", _missing_message(best, reference))
     extras = [source for source in draft.names if source not in best.targets]
-    draft.drop(extras, "not among the names of the reference")
+    draft.drop(extras, LEFT_OVER)
     record_wrappers(draft, best.rule)
     draft.names = {source: best.targets[source] for source in draft.names}
     draft.rule, draft.certainty = best.rule, "reference"

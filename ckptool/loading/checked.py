@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import nn
 
 from ckptool.errors import PlanRefused
-from ckptool.layouts.reference import describe
+from ckptool.layouts.reference import describe, fits
 from ckptool.loading.load import fill
 from ckptool.loading.model_names import ModelNames, model_names, own_names
 from ckptool.loading.outcome import share_filled
@@ -52,6 +54,8 @@ def load_checked(model: nn.Module, path: str | os.PathLike[str], options: Verify
             _forget_aliases(placement, view)
         report = fill(model, names, view, placement, accepts=lambda _report: True)
         notes = tuple(_remedies(report, names, model_names(model), cleaned)) if options.as_is else ()
+        if not (report.matched or notes):
+            notes = tuple(_deep_prefix(names, cleaned))
         ignored = tuple(_ignored(report, placement, names, {name for name, _ in model.named_parameters()}))
     return replace(
         report,
@@ -116,6 +120,19 @@ def _remedies(report: LoadReport, own: ModelNames, clean: ModelNames, view: Open
     command = next((_strip_command(view, keys) for keys in ways if _plans_to(view, keys, wanted)), None)
     if command is not None:
         yield Note(STRIP_COMMAND, command)
+
+
+def _deep_prefix(names: ModelNames, view: OpenedCheckpoint) -> Iterator[Note]:
+    """Look for a path, however deep, below which the model's own names lie."""
+    found = Counter(
+        key[:end]
+        for key, tensor in view.state_dict.tensors.items()
+        for end in (dot.start() for dot in re.finditer(r"\.", key))
+        if (slot := names.slots.get(key[end + 1 :])) is not None and fits(tensor.shape, slot.shape)
+    )
+    for prefix, count in found.most_common(1):
+        yield Note(WOULD_MATCH, f'stripping "{prefix}." would match {count} of {len(names.slots)} tensors')
+        yield Note(STRIP_COMMAND, _strip_command(view, KeyOptions(select=view.keys.select, prefix=prefix)))
 
 
 def _plans_to(view: OpenedCheckpoint, keys: KeyOptions, wanted: dict[str, str]) -> bool:

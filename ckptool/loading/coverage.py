@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ckptool.layouts.roots import EMA_ROOTS, LOSS_ENDINGS, LOSS_ROOTS
+from ckptool.layouts.reference import LEFT_OVER
+from ckptool.layouts.roots import EMA_ROOTS, LOSS_ENDINGS, LOSS_ROOTS, SIDE_KEYS
 from ckptool.layouts.segments import private_segments, quoted, without
 from ckptool.loading.checked import RENAMED, STRIP_COMMAND, WOULD_MATCH
 from ckptool.model.loading import LoadReport
@@ -17,7 +18,7 @@ from ckptool.model.verification import Check, CheckStatus, VerifyOptions
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _MOST_PATTERNS = 20  # in the evidence
-_OTHER_REASONS = frozenset({"not a tensor"})
+_SIDE_ROOTS = LOSS_ROOTS.union(EMA_ROOTS, *(side.names for side in SIDE_KEYS))
 
 
 def coverage_checks(report: LoadReport, options: VerifyOptions) -> tuple[Check, ...]:
@@ -42,7 +43,7 @@ def _gaps(report: LoadReport, options: VerifyOptions) -> _Gaps:
     allowed = {name for name in absent if _matches(name, options.allow_missing)}
     allowed |= {name for name in (*unknown, *mismatched) if _matches(name, options.allow_unexpected)}
     excused = allowed | set(report.ignored)
-    outside = [move.source for move in report.dropped if move.reason not in _OTHER_REASONS]
+    outside = [move.source for move in report.dropped if move.reason == LEFT_OVER]
     return _Gaps(
         missing=_without(report.missing, excused),
         mismatched=_without(mismatched, excused),
@@ -64,8 +65,8 @@ def _without(names: Iterable[str], excused: Collection[str]) -> tuple[str, ...]:
 
 def _is_side_part(name: str) -> bool:
     """Tell whether a key lies below a loss, a metric or an average: no loader of the network wants it."""
-    root, dot, _ = without(name, private_segments([name])).partition(".")
-    return not dot or root in LOSS_ROOTS | EMA_ROOTS or root.endswith(LOSS_ENDINGS)
+    root = without(name, private_segments([name])).partition(".")[0]
+    return root in _SIDE_ROOTS or root.endswith(LOSS_ENDINGS)
 
 
 def _check_coverage(report: LoadReport, options: VerifyOptions) -> Check:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckptool.errors import PlanRefused
-from ckptool.layouts.reference import DEEPEST_PREFIX, Reference, fits, shape_of
+from ckptool.layouts.reference import DEEPEST_PREFIX, LEFT_OVER, Reference, fits, shape_of
 from ckptool.layouts.rename import clean_name
 from ckptool.layouts.segments import PRIVATE_SEGMENTS, without
 from ckptool.loading.library_names import Conversion
@@ -117,7 +117,7 @@ def _scope(view: OpenedCheckpoint) -> Iterable[str]:
 
 def _name_of(plan: KeyPlan, move: KeyMove) -> str | None:
     """Give the name that an entry has or, for one that the reference left over, would have; None outside the model."""
-    if move.target is None and plan.certainty == "reference":
+    if move.target is None and move.reason == LEFT_OVER:
         return clean_name(plan.rule, move.source)
     return move.target
 
