@@ -59,13 +59,6 @@ class StagedFile:
             _move_to_new_name(self.path, self._destination)
         _sync_folder(self._destination.parent)
 
-    def discard(self) -> None:
-        """Remove the staged name; a published file stays."""
-        with suppress(OSError):
-            self.file.close()
-        with suppress(OSError):
-            self.path.unlink()
-
 
 @contextmanager
 def staging(target: str | Path, *, force: bool = False, nbytes: int = 0) -> Iterator[StagedFile]:
@@ -83,11 +76,13 @@ def staging(target: str | Path, *, force: bool = False, nbytes: int = 0) -> Iter
         _require_space(target, destination.parent, nbytes)
         # Not made from the target's name: that may already be as long as the file system allows.
         path = destination.parent / f".ckptool-{secrets.token_hex(8)}.tmp"
-        staged = StagedFile(_create(path, mode), path, destination, force)
         try:
-            yield staged
+            # Inside: a signal may come between the moment the file exists and the moment it has a name here.
+            with _create(path, mode) as file:
+                yield StagedFile(file, path, destination, force)
         finally:
-            staged.discard()
+            with suppress(OSError):
+                path.unlink()
 
 
 @contextmanager
