@@ -71,18 +71,3 @@ class Joined:
     def _one(self, place: int) -> Tensor:
         split = len(self.first)
         return (self.first.take([place]) if place < split else self.second.take([place - split]))[0]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
-    """Give some rows of a source only."""
-
-    source: Rows
-    places: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def take(self, places: Sequence[int]) -> Tensor:
-        """Give some rows."""
-        return self.source.take([self.places[place] for place in places])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptool.formats.pickle.reading import Handler, Malformed, Reading
+from ckptool.formats.pickle.reading import Handler, Reading
 from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub
 
 _LATIN1 = ("latin1", "latin-1")
@@ -122,11 +122,6 @@ def _get_layout(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     if len(args) == 1 and type(args[0]) is str:
         return args[0]
     return reading.misfit(ref, args)
-
-
-def refuse_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
-    """Refuse the call of something that is known and not callable."""
-    raise Malformed(f"calls {ref.full_name}, which is no function")
 
 
 HANDLERS: dict[tuple[str, str], Handler] = {
