@@ -18,6 +18,7 @@ from ckptool.formats.sniff import explain_archive
 from ckptool.formats.zip import DEFLATED, Record, read_archive
 from ckptool.model.checkpoint import Checkpoint, Finding, Member
 from ckptool.model.checksums import crc32
+from ckptool.model.rows import make_rows
 from ckptool.model.values import Storage
 
 LARGEST_PICKLE = 512 << 20
@@ -75,7 +76,7 @@ def read_torch_zip(file: InputFile) -> Checkpoint:
         storages=(*used, *unused),
         globals=log.uses(),
         findings=findings,
-        members=tuple(Member(record.name, record.stored_bytes) for record in records.values()),
+        members=tuple(make_rows(Member, records, [record.stored_bytes for record in records.values()])),
         facts=facts,
     )
 
@@ -95,7 +96,7 @@ def _read_facts(file: InputFile, records: dict[str, Record], root: str) -> dict[
         record = records.get(f"{root}/{name}")
         if record is not None:
             facts[name.removeprefix(".")] = _read_fact(file, record)
-    deflated = sum(record.method == DEFLATED for record in records.values())
+    deflated = [record.method for record in records.values()].count(DEFLATED)
     if deflated:
         facts["compressed"] = f"{deflated} of {len(records)} records"
     return facts
@@ -228,7 +229,7 @@ def _fact_findings(facts: dict[str, str]) -> Iterable[Finding]:
 
 
 def _storage_findings(used: list[Storage], unused: list[Storage]) -> Iterable[Finding]:
-    unchecked = sum(storage.source.crc32 is None and storage.nbytes > 0 for storage in used)
+    unchecked = sum([storage.source.crc32 is None and storage.nbytes > 0 for storage in used])
     if unchecked:
         yield Finding("no-checksums", f"{unchecked} storages were written without a checksum: damage goes unnoticed")
     if unused:

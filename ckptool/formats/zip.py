@@ -18,6 +18,7 @@ from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.sources import DeflatedRecord, StoredRange
 from ckptool.model.checkpoint import Finding
+from ckptool.model.rows import make_rows
 
 STORED, DEFLATED = 0, 8
 
@@ -490,7 +491,8 @@ def _read_plain_records(file: InputFile, directory: bytes, end: _End) -> list[Re
     it demands of such records is demanded here, in one loop because there may be 50,000 of them.
     """
     window = _Window(file)
-    records: list[Record] = []
+    names: list[str] = []
+    numbers: list[tuple[int, int, int]] = []
     at = position = 0
     for _ in range(end.entries):
         if at + _CENTRAL.size > len(directory):
@@ -517,9 +519,11 @@ def _read_plain_records(file: InputFile, directory: bytes, end: _End) -> list[Re
             if not window.block.startswith(descriptor, place):
                 return None
             position += _DESCRIPTOR.size
-        records.append(Record(_decode_name(raw_name, flags), STORED, crc, stored, nbytes, offset))
+        names.append(_decode_name(raw_name, flags))
+        numbers.append((crc, nbytes, offset))
         at = name_at + name_size
     if at != len(directory) or position != end.offset:
         return None
-    _check_names([record.name for record in records])
-    return records
+    _check_names(names)
+    crcs, sizes, offsets = zip(*numbers, strict=True) if numbers else ((), (), ())
+    return make_rows(Record, names, [STORED] * len(names), crcs, sizes, sizes, offsets)

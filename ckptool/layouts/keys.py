@@ -25,6 +25,7 @@ from ckptool.layouts.segments import (
     without_all,
 )
 from ckptool.model.plans import KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
+from ckptool.model.rows import make_rows
 from ckptool.model.values import TensorSpec
 
 DEFAULT_OPTIONS = KeyOptions()
@@ -302,7 +303,7 @@ def finish(draft: Draft) -> KeyPlan:
     moves = (
         [KeyMove(key, names.get(key), dropped.get(key, "")) for key in draft.entries]
         if dropped
-        else map(KeyMove, names, names.values())
+        else make_rows(KeyMove, names, names.values(), [""] * len(names))
     )
     return KeyPlan(
         moves=tuple(moves),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ckptool.model.values import GlobalUse, Storage
 
@@ -26,8 +26,7 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """Name one part of the container and its size in bytes as stored."""
 
     name: str

@@ -26,6 +26,7 @@ from ckptool.model.inspection import (
     Verdict,
 )
 from ckptool.model.plans import KeyMove, KeyPlan, Note, Selection, StateDict
+from ckptool.model.rows import make_rows
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.training import Fact, Training
 from ckptool.model.values import GlobalUse, OpaqueTensor, TensorSpec, walk
@@ -70,7 +71,7 @@ def describe(
     selection = select(checkpoint, options.weights)
     plan, keys = _plan(selection, options)
     named = _named(checkpoint, selection, plan)
-    rows = [TensorRow(key, source, _dtype_name(tensor), tensor.shape, tensor.nbytes) for key, source, tensor in named]
+    rows = _rows(named)
     tied = {candidate: _tied(candidate.tensors) for candidate in selection.candidates}
     clean = [row for row in rows if row.key is not None]
     tree = grow(clean)
@@ -160,8 +161,16 @@ def _named(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -
         return list(_by_place(checkpoint))
     tensors = selection.chosen.tensors
     if plan is None:
-        return [_Named(key, key, tensor) for key, tensor in tensors.items()]
-    return [_Named(move.target, move.source, tensors[move.source]) for move in plan.moves if move.source in tensors]
+        return make_rows(_Named, tensors, tensors, tensors.values())
+    targets = {move.source: move.target for move in plan.moves}
+    return make_rows(_Named, [targets[source] for source in tensors], tensors, tensors.values())
+
+
+def _rows(named: Sequence[_Named]) -> list[TensorRow]:
+    keys, sources, tensors = zip(*named, strict=True) if named else ((), (), ())
+    shapes = [tensor.shape for tensor in tensors]
+    sizes = [tensor.nbytes for tensor in tensors]
+    return make_rows(TensorRow, keys, sources, map(_dtype_name, tensors), shapes, sizes, [None] * len(named))
 
 
 def _by_place(checkpoint: Checkpoint) -> Iterator[_Named]:
