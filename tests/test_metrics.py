@@ -201,7 +201,7 @@ def gate(skill: float, least: float | None, rows: int = 60, classes: int = 4):
         (20.0, 1.0, 60, "pass"),
         (1.0, 0.9, 60, "fail"),
         (1.0, None, 60, "pass"),
-        (-20.0, None, 60, "warn"),
+        (-20.0, None, 60, "inconclusive"),
         (-20.0, 0.0, 60, "warn"),
         (-20.0, None, 8, "pass"),  # too few to tell from chance
         (-20.0, 0.5, 8, "fail"),
@@ -228,7 +228,8 @@ def test_a_sound_detector_of_a_rare_class_is_no_guess():
     logits[99] = torch.tensor([1.0, 0.0])
     assert check_accuracy(measure(logits, labels, "classification"), labels, None, Thresholds()).status == "pass"
     always_no = torch.tensor([[1.0, 0.0]]).repeat(100, 1)
-    assert check_accuracy(measure(always_no, labels, "classification"), labels, None, Thresholds()).status == "warn"
+    found = check_accuracy(measure(always_no, labels, "classification"), labels, None, Thresholds())
+    assert found.status == "inconclusive"
 
 
 # --- the picture ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,15 @@ class NeedsWidth(nn.Module):
         super().__init__()
         self.fc = nn.Linear(width, 3)
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Compute with one thread: for matrices as small as these, two wait for each other more than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +206,7 @@ def test_the_wrong_strip_fails_as_it_is_and_names_the_fix(verify):
     assert "_orig_mod." in check(found, "load.coverage")["message"]
     assert "ckptool strip-prefixes" in check(found, "load.coverage")["advice"]
     assert "output.diverse" in failed(found)
-    assert max(found["predictions"]["histogram"].values()) > 0.8 * 360 * found["predictions"]["inputs"] / 360
+    assert max(found["predictions"]["histogram"].values()) > 0.8 * found["predictions"]["inputs"]
 
 
 def test_the_wrong_strip_passes_cleaned_with_a_warning(verify):
@@ -268,6 +278,15 @@ def test_a_detector_of_a_rare_class_is_not_failed(verify, tmp_path, place):
     status, found = verify(tmp_path / "seven.pt", "--inputs", tmp_path / "seven.npz")
     assert (status, found["verdict"]) == (0, "pass")
     assert found["metrics"]["accuracy"] > 0.95
+
+
+def test_labels_that_the_answers_miss_altogether_are_no_pass(verify, tmp_path):
+    state = clean_state()
+    state["fc.weight"], state["fc.bias"] = state["fc.weight"].roll(1, 0), state["fc.bias"].roll(1, 0)
+    torch.save(state, tmp_path / "rolled.pt")
+    status, found = verify(tmp_path / "rolled.pt", "--inputs", "digits.npz", "--num-samples", "64")
+    assert (status, status_of(found, "accuracy")) == (2, "inconclusive")
+    assert verify(tmp_path / "rolled.pt", "--inputs", "unlabelled.npz", "--against", DIGITS)[0] == 1
 
 
 def test_a_half_precision_copy_agrees_with_its_original(verify, run, tmp_path):
@@ -416,14 +435,14 @@ def test_targets_class_names_and_a_least_accuracy(verify, tmp_path):
     names = [f"digit {number}" for number in range(10)]
     (tmp_path / "names.txt").write_text("\n".join(names))
     given = ("clean.pt", "--inputs", "unlabelled.npz", "--targets", "targets.txt", "--min-accuracy")
-    status, found = verify(*given, "0.9", "--class-names", tmp_path / "names.txt", "--top", "10")
+    status, found = verify(*given, "0.9", "--num-samples", "64", "--class-names", tmp_path / "names.txt", "--top", "10")
     assert (status, status_of(found, "accuracy")) == (0, "pass")
     [first, *_] = found["predictions"]["top"]
     assert {each["name"] for each in first["predictions"]} == set(names)
     assert sum(each["probability"] for each in first["predictions"]) == pytest.approx(1)
     status, found = verify(*given, "0.999")
     assert (status, failed(found)) == (1, {"accuracy"})
-    status, found = verify("clean.pt", "--inputs", "unlabelled.npz", "--min-accuracy", "0.5")
+    status, found = verify("clean.pt", "--inputs", "few.npz", "--min-accuracy", "0.5", "--threshold", "least_inputs=4")
     assert (status, status_of(found, "accuracy")) == (2, "inconclusive")
 
 
@@ -637,7 +656,7 @@ def test_numbers_that_json_cannot_say_are_said(verify, tmp_path):
     state = clean_state()
     state["fc.bias"].fill_(math.inf)
     torch.save(state, tmp_path / "inf.pt")
-    status, found = verify(tmp_path / "inf.pt", "--inputs", "digits.npz", "--bench")
+    status, found = verify(tmp_path / "inf.pt", "--inputs", "digits.npz", "--num-samples", "40")
     assert (status, "output.finite" in failed(found)) == (1, True)
 
 
@@ -651,7 +670,17 @@ def test_the_view_fits_the_terminal_and_says_the_worst_first(run, place, monkeyp
     monkeypatch.chdir(place)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("NO_COLOR", "1")
-    given = ("--model", "nets_of_verify.py:Digits", "--inputs", "digits.npz", "--as-is", "--device", "cpu")
+    given = (
+        "--model",
+        "nets_of_verify.py:Digits",
+        "--inputs",
+        "digits.npz",
+        "--as-is",
+        "--device",
+        "cpu",
+        "--num-samples",
+        "64",
+    )
     drawn = run("verify", WRONG_STRIP, *given, "--color", "always").out
     plain = [strip_colour(line) for line in drawn.splitlines()]
     assert max(map(len, plain)) <= width
@@ -662,8 +691,6 @@ def test_the_view_fits_the_terminal_and_says_the_worst_first(run, place, monkeyp
 
 
 def strip_colour(line: str) -> str:
-    import re
-
     return re.sub(r"\x1b\[[0-9;]*m", "", line)
 
 

@@ -200,7 +200,7 @@ def _curves(decisions: _Decisions) -> dict[str, float | None]:
 def check_accuracy(
     metrics: Metrics | None, labels: Tensor | None, least: float | None, thresholds: Thresholds
 ) -> Check:
-    """Hold the accuracy against ``--min-accuracy``; without it, only an accuracy like that of chance is remarked on."""
+    """Hold the accuracy against ``--min-accuracy``; without it, only one like that of chance is no pass."""
     accuracy = None if metrics is None else metrics.get("accuracy")
     if metrics is None or labels is None or accuracy is None:
         return _unmeasured(labels, least)
@@ -212,7 +212,7 @@ def check_accuracy(
     balanced = metrics.get("balanced_accuracy")
     if chance is not None and balanced is not None and balanced <= _NEAR_CHANCE * chance:
         message = f"{message}, and {balanced:.1%} of each class: guessing does as well ({chance:.1%})"
-        return Check(CHECK, "warn", message, evidence, _OTHER_ORDER)
+        return Check(CHECK, "inconclusive" if least is None else "warn", message, evidence, _OTHER_ORDER)
     return Check(CHECK, "pass", message, evidence, "" if find_spec("sklearn") else _NO_CURVES)
 
 

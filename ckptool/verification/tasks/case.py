@@ -160,7 +160,8 @@ def join_words(words: list[str]) -> str:
 def name_class(case: Case, index: int) -> str:
     """Name a class as a person would: ``class 3 (cat)``."""
     names = case.inputs.class_names
-    return f"class {index} ({names[index]})" if names and index < len(names) else f"class {index}"
+    name = names[index] if names and index < len(names) else str(index)
+    return f"class {index}" if name == str(index) else f"class {index} ({name})"
 
 
 def percent(share: float) -> str:

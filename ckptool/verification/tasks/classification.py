@@ -101,7 +101,7 @@ def _conclude_diverse(case: Case, measured: Measured) -> Check:
         return conclude(case, "pass", f"{seen}.", measured.statistics)
     message = f"{seen}, and the labels are no likelier under these answers than in random order."
     advice = "check that labels and classes are counted in the same order (--class-names), and the preprocessing"
-    return conclude(case, "warn", message, {**measured.statistics, "label_gain": gain}, advice)
+    return conclude(case, "inconclusive", message, {**measured.statistics, "label_gain": gain}, advice)
 
 
 _LIKELY_CAUSES = "likely causes are damaged layers, lost BatchNorm statistics or another preprocessing than in training"
