@@ -99,9 +99,9 @@ class Shortcut:
         self._read_tensors = shortcut.read_tensors
         self.rows = 0
 
-    def _count(self, columns: Any) -> int:
+    def _count(self, columns: Any, puts: int) -> int:
         self.rows += len(columns.word)
-        return self._count_opcodes(columns)
+        return self._count_opcodes(columns, puts)
 
     def compare(self, data: bytes, *, has_storages: bool = True) -> tuple[Any, ...]:
         """Run both ways, demand the same of both, and give it."""

@@ -68,15 +68,26 @@ _PT2 = (
     " load it with torch.export.load and save its state_dict with torch.save"
 )
 
-# A pattern that any record name matches, and what the archive is then; None: a checkpoint of torch.save.
+# What a record name holds, the pattern that it matches, and what the archive is then; None: a checkpoint of torch.save.
 _ARCHIVES = (
-    (re.compile(r"^[^/]+/constants\.pkl$"), _TORCHSCRIPT),
-    (re.compile(r"^[^/]+/(?:archive_format|models/[^/]+\.json)$|(?:^|/)serialized_exported_program\.json$"), _PT2),
-    (re.compile(r"^[^/]+/data\.pkl$"), None),
-    (re.compile(r"^data\.pkl$"), "this zip archive has no folder around its records; zip the folder, not its content"),
-    (re.compile(r"\.npy$"), f"this is a NumPy archive (.npz), which ckptool does not read yet; {_EXPORT}"),
-    (re.compile(r"^(?:model\.weights|variables)\.h5$"), f"this is a Keras model, not a PyTorch checkpoint; {_EXPORT}"),
+    ("constants.pkl", re.compile(r"^[^/]+/constants\.pkl$"), _TORCHSCRIPT),
+    ("archive_format", re.compile(r"^[^/]+/archive_format$"), _PT2),
+    ("models/", re.compile(r"^[^/]+/models/[^/]+\.json$"), _PT2),
+    ("exported_program", re.compile(r"(?:^|/)serialized_exported_program\.json$"), _PT2),
+    ("data.pkl", re.compile(r"^[^/]+/data\.pkl$"), None),
     (
+        "data.pkl",
+        re.compile(r"^data\.pkl$"),
+        "this zip archive has no folder around its records; zip the folder, not its content",
+    ),
+    (".npy", re.compile(r"\.npy$"), f"this is a NumPy archive (.npz), which ckptool does not read yet; {_EXPORT}"),
+    (
+        ".h5",
+        re.compile(r"^(?:model\.weights|variables)\.h5$"),
+        f"this is a Keras model, not a PyTorch checkpoint; {_EXPORT}",
+    ),
+    (
+        ".",
         re.compile(r"\.(?:pt|pth|ckpt|bin|tar|safetensors|pkl)$"),
         "this zip archive has a checkpoint inside; unpack it first",
     ),
@@ -131,8 +142,9 @@ def explain_archive(names: Iterable[str]) -> str | None:
     listed = list(names)
     if not listed:
         return f"this is an empty zip archive; {_AGAIN}"
-    for pattern, meaning in _ARCHIVES:
-        if any(pattern.search(name) for name in listed):
+    text = "\n".join(listed)  # one look at all names before one at each
+    for word, pattern, meaning in _ARCHIVES:
+        if word in text and any(pattern.search(name) for name in listed):
             return meaning
     return _NO_CHECKPOINT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -167,7 +168,7 @@ def _mode(root: Any) -> Fact | None:
 def _metrics(root: Any) -> dict[str, Fact]:
     facts = dict(_callback_metrics(root))
     for place, name, value in _named_values(root):
-        is_one = type(value) is not TensorSpec or value.numel == 1  # cheaper to know than what a name says
+        is_one = type(value) is not TensorSpec or math.prod(value.shape) == 1  # cheaper to know than what a name says
         score = number(value) if is_one and _is_metric_name(name) else None
         if score is not None:
             facts.setdefault(name, Fact(score, f"{place}.{name}".lstrip(".")))

@@ -162,8 +162,8 @@ def _named(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -
     tensors = selection.chosen.tensors
     if plan is None:
         return make_rows(_Named, tensors, tensors, tensors.values())
-    targets = {move.source: move.target for move in plan.moves}
-    return make_rows(_Named, [targets[source] for source in tensors], tensors, tensors.values())
+    moves = plan.moves if len(tensors) == len(plan.moves) else [move for move in plan.moves if move.source in tensors]
+    return make_rows(_Named, [move.target for move in moves], tensors, tensors.values())
 
 
 def _rows(named: Sequence[_Named]) -> list[TensorRow]:

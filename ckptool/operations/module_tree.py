@@ -12,6 +12,9 @@ from ckptool.model.inspection import ModuleNode, TensorRow
 MAX_DEPTH = 64
 
 
+_NOTHING: dict[str, Branch] = {}
+
+
 class Branch:
     """Hold one level of names: the tensor that ends here, if any, and what goes on."""
 
@@ -19,7 +22,7 @@ class Branch:
 
     def __init__(self) -> None:
         self.leaf: TensorRow | None = None
-        self.below: dict[str, Branch] = {}
+        self.below: dict[str, Branch] = _NOTHING  # most end a name, and would never fill one of their own
 
 
 def grow(rows: Iterable[TensorRow]) -> Branch:
@@ -30,6 +33,8 @@ def grow(rows: Iterable[TensorRow]) -> Branch:
         for segment in (row.key or row.source_key).split(".", MAX_DEPTH):
             following = branch.below.get(segment)
             if following is None:
+                if not branch.below:
+                    branch.below = {}
                 following = branch.below[segment] = Branch()
             branch = following
         branch.leaf = row

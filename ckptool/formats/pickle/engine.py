@@ -84,7 +84,7 @@ class Engine:
                 self._check_budget()
         except Stopped as stopped:
             self._check_budget()
-            return stopped
+            return stopped.with_traceback(None)  # which would keep the machine and all its memo alive
         raise Malformed(_TOO_LONG)
 
     def _run_batch(self, table: list[Opcode]) -> None:

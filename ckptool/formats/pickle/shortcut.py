@@ -96,10 +96,10 @@ def read_tensors(machine: Machine, position: int) -> int | None:
         return None
     columns = _Columns(*zip(*rows, strict=True))
     try:
-        _execute(machine, machine.load_storage, columns)
+        opcodes = _execute(machine, machine.load_storage, columns)
     except (_Irregular, KeyError, UnicodeDecodeError, Malformed, CkptoolError):
         return None  # the loop will find the same, and say where
-    machine.count(_count_opcodes(columns) - 1)
+    machine.count(opcodes - 1)  # the loop counts one itself
     return end
 
 
@@ -116,19 +116,21 @@ def _match_rows(data: bytes, position: int, limit: int) -> tuple[list[tuple[byte
     return rows, position
 
 
-def _execute(machine: Machine, load_storage: LoadStorage, columns: _Columns) -> None:
-    """Do what the opcodes say; only the last lines change anything."""
+def _execute(machine: Machine, load_storage: LoadStorage, columns: _Columns) -> int:
+    """Do what the opcodes say; only the last lines change anything. Give their number."""
     known = _look_up(machine, columns)
     _check_lengths(columns)
     puts = _list_puts(columns)
     first = _check_indices(machine, b"".join(puts))
     group = _make_group(machine, load_storage, columns, known)
-    machine.postpone(Postponed(first, list(map(bool, puts)), group.remembered))
+    is_remembered = list(map(bool, puts))
+    machine.postpone(Postponed(first, is_remembered, group.remembered))
     machine.stack[-1:] = chain.from_iterable(zip(group.tensors, group.keys, strict=True))
     if columns.caller[-1]:
         machine.stack.append(known[columns.caller[-1]])
     else:
         machine.stack.pop()  # no key follows the last row
+    return _count_opcodes(columns, sum(is_remembered))
 
 
 def _look_up(machine: Machine, columns: _Columns) -> dict[bytes, Any]:
@@ -234,10 +236,9 @@ def _first_numbers(operands: tuple[bytes, ...]) -> list[int]:
     return [numbers[0] for numbers in map(_read_numbers, operands)]
 
 
-def _count_opcodes(columns: _Columns) -> int:
-    puts = sum(map(bool, _list_puts(columns)))
-    sizes = sum(map(_count_sizes, chain(columns.shape, columns.stride)))
-    following = 2 * sum(map(bool, columns.caller))
+def _count_opcodes(columns: _Columns, puts: int) -> int:
+    sizes = sum(map(_count_sizes, columns.shape)) + sum(map(_count_sizes, columns.stride))
+    following = 2 * (len(columns.caller) - columns.caller.count(b""))
     return _ROW_OPCODES * len(columns.word) + puts + sizes + following
 
 
