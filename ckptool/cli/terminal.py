@@ -52,7 +52,7 @@ def remark(message: str, terminal: Terminal) -> None:
 def show(text: str) -> None:
     """Write the answer to stdout; what the encoding cannot say is escaped."""
     encoding = sys.stdout.encoding or "utf-8"
-    shown = text.encode(encoding, "backslashreplace").decode(encoding)
+    shown = text if text.isascii() else text.encode(encoding, "backslashreplace").decode(encoding)
     # In pieces: of one large write to an unbuffered stream, Python forgets what the reader did not take.
     for start in range(0, len(shown), _PIECE):
         sys.stdout.write(shown[start : start + _PIECE])
