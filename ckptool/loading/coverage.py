@@ -18,6 +18,7 @@ from ckptool.model.verification import Check, CheckStatus, VerifyOptions
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 _MOST_PATTERNS = 20  # in the evidence
+_SHOWN = 3  # in a message
 _SIDE_ROOTS = LOSS_ROOTS.union(EMA_ROOTS, *(side.names for side in SIDE_KEYS))
 
 
@@ -120,8 +121,11 @@ def _complaints(report: LoadReport, gaps: _Gaps) -> list[str]:
 
 
 def _part(names: tuple[str, ...], what: str) -> str:
-    patterns = [pattern if count == 1 else f"{pattern} x {count}" for pattern, count in fold(names).items()]
-    return f"{len(names)} {what}: {quoted(patterns)}" if names else ""
+    counts = fold(names)
+    shown = [pattern if count == 1 else f"{pattern} x {count}" for pattern, count in counts.items()][:_SHOWN]
+    left = len(names) - sum(list(counts.values())[:_SHOWN])
+    more = f" and {left} more" if left else ""
+    return f"{len(names)} {what}: {quoted(shown)}{more}" if names else ""
 
 
 def _remarks(report: LoadReport, gaps: _Gaps, options: VerifyOptions) -> list[str]:

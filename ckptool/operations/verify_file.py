@@ -49,7 +49,7 @@ def _check_against(opened: OpenedCheckpoint, path: Path, options: VerifyOptions,
 def unreadable(path: Path, error: UnreadableCheckpoint, options: VerifyOptions) -> Verification:
     """Answer for a file that cannot be read: damage that a checksum proves is a failure, the rest an error."""
     is_damaged = isinstance(error, ChecksumMismatch)
-    integrity = Check("integrity", "fail", str(error), advice="get the file again from where it came from")
+    integrity = Check("integrity", "fail", str(error))
     safety = (check_safety(error.globals, ()),) if error.globals else ()
     checks = (integrity, *safety)
     if is_damaged:

@@ -461,6 +461,11 @@ class Judged:
     beside: Verification | None
 
     @property
+    def accuracy(self) -> str:
+        found = (self.own.metrics or {}).get("accuracy")
+        return "-" if found is None else f"{found:.3f}"
+
+    @property
     def fault(self) -> str:
         """Say which rule the verdicts break."""
         if self.case.sound:
@@ -475,9 +480,8 @@ class Judged:
         reasons = [check.id for check in (self.beside or self.own).checks if check.status in ("fail", "inconclusive")]
         beside = self.beside.verdict if self.beside else "-"
         kind = "sound" if self.case.sound else "silent" if self.case.silent else "broken"
-        return (
-            f"{kind:7}{self.case.name:36}{self.own.verdict:13}{self.made_up.verdict:13}{beside:7}{', '.join(reasons)}"
-        )
+        verdicts = f"{self.own.verdict:13}{self.accuracy:10}{self.made_up.verdict:13}{beside:7}"
+        return f"{kind:7}{self.case.name:36}{verdicts}{', '.join(reasons)}"
 
 
 def judge(case: Case, folder: Path) -> Judged:
@@ -497,7 +501,7 @@ def test_no_sound_checkpoint_fails_and_no_broken_one_passes(tmp_path):
     torch.set_num_threads(1)  # small matrices: two threads wait for each other more than they compute
     nets = {network.name: network for network in networks(tmp_path)}
     cases = [*sound_cases(nets), *digit_damages(nets["digits"]), *other_damages(nets), *digit_silent(nets["digits"])]
-    print(f"\n{'':7}{'case':36}{'own inputs':13}{'made up':13}{'beside':7}because of")
+    print(f"\n{'':7}{'case':36}{'own inputs':13}{'accuracy':10}{'made up':13}{'beside':7}because of")
     faults = []
     for case in cases:
         judged = judge(case, tmp_path)
