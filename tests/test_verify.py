@@ -566,6 +566,19 @@ def test_several_checkpoints_stand_side_by_side(verify, run, tmp_path):
     assert "8 of 8 inputs are answered differently" in drawn
 
 
+def test_answers_that_are_no_numbers_stand_side_by_side_too(verify, run, tmp_path):
+    state = clean_state()
+    state["fc.bias"].fill_(math.nan)
+    torch.save(state, tmp_path / "nan.pt")
+    given = ("clean.pt", tmp_path / "nan.pt", "--inputs", "few.npz")
+    status, found = verify(*given)
+    assert (status, found["side_by_side"]["agreements"][1]["top_1_agreement"]) == (2, None)
+    model = ("--model", "nets_of_verify.py:Digits", "--device", "cpu", "--color", "always")
+    drawn = run("verify", *given, *model).out
+    assert "NaN" in drawn
+    assert "nan%" not in drawn
+
+
 def test_what_cannot_stand_side_by_side_is_left_out_with_its_reason(run, place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     (tmp_path / "junk.pt").write_bytes(b"junk")

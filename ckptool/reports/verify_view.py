@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,7 @@ def _beside(beside: SideBySide, canvas: Canvas) -> Table:
         table.add_row(Text(name.replace("_", " "), "dim"), *cells)
     differing = [(name, found) for name, found in beside.rows if len({index for index, _ in found}) > 1]
     for number, (name, found) in enumerate(differing[:_MAX_DIFFERING]):
-        answers = (f"class {index} ({probability:.0%})" for index, probability in found)
+        answers = (_answer(index, probability) for index, probability in found)
         if not number:
             table.add_section()
         table.add_row(_foreign(name, "bold", _NAME_CELLS), *answers)
@@ -228,6 +229,10 @@ def _beside(beside: SideBySide, canvas: Canvas) -> Table:
         table.caption_justify = "left"
         table.caption = f"{len(differing)} of {len(beside.rows)} inputs are answered differently{more}"
     return table
+
+
+def _answer(index: int, probability: float) -> str:
+    return "NaN" if math.isnan(probability) else f"class {index} ({probability:.0%})"
 
 
 def _titles(paths: Sequence[str]) -> list[str]:
