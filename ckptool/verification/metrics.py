@@ -18,7 +18,9 @@ from ckptool.verification.compare import as_logits
 CHECK = "accuracy"
 _TOP = (1, 3, 5)
 _CURVES = ("roc_auc", "average_precision")
-_NEAR_CHANCE = 1.1
+# Hardly more than guessing: a tenth of the way from chance to all right, and no more than twice chance.
+_ABOVE_CHANCE = 0.1
+_TIMES_CHANCE = 2.0
 _GIVE_LABELS = "give labelled inputs with --data DIR, or labels with --targets FILE"
 _OTHER_ORDER = "see load.coverage; labels that count the classes in another order than the model look like this too"
 _NO_CURVES = "roc_auc and average_precision are left out: pip install scikit-learn"
@@ -210,10 +212,14 @@ def check_accuracy(
     if least is not None and accuracy < least:
         return Check(CHECK, "fail", f"{message}, less than the {least:.1%} asked for", evidence, _OTHER_ORDER)
     balanced = metrics.get("balanced_accuracy")
-    if chance is not None and balanced is not None and balanced <= _NEAR_CHANCE * chance:
-        message = f"{message}, and {balanced:.1%} of each class: guessing does as well ({chance:.1%})"
+    if chance is not None and balanced is not None and balanced <= _near(chance):
+        message = f"{message}, and {balanced:.1%} of each class: hardly more than guessing ({chance:.1%})"
         return Check(CHECK, "inconclusive" if least is None else "warn", message, evidence, _OTHER_ORDER)
     return Check(CHECK, "pass", message, evidence, "" if find_spec("sklearn") else _NO_CURVES)
+
+
+def _near(chance: float) -> float:
+    return min(_TIMES_CHANCE * chance, chance + _ABOVE_CHANCE * (1 - chance))
 
 
 def _chance(metrics: Metrics, labels: Tensor, thresholds: Thresholds) -> float | None:
