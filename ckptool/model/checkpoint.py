@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+from ckptool.model.frozen import dataclass
 from ckptool.model.values import GlobalUse, Storage
 
 

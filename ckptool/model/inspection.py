@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal, NamedTuple
 
+from ckptool.model.frozen import dataclass
 from ckptool.model.plans import Certainty, KeyMove, KeyOptions, Note, Producer, Wrapper
 from ckptool.model.results import TensorStatistics
 from ckptool.model.training import Training

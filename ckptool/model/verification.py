@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
+from ckptool.model.frozen import dataclass
 from ckptool.model.loading import LoadReport
 from ckptool.model.plans import KeyOptions
 

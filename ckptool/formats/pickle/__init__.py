@@ -7,7 +7,6 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
@@ -24,6 +23,7 @@ from ckptool.formats.pickle.reading import (
 )
 from ckptool.formats.pickle.tensors import view_storage
 from ckptool.formats.pickle.tree import check_tree
+from ckptool.model.frozen import dataclass
 
 __all__ = [
     "GlobalLog",
