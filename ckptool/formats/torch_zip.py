@@ -59,13 +59,14 @@ def read_torch_zip(file: InputFile) -> Checkpoint:
     table = _StorageTable(file, records, f"{root}/data/", big_endian=facts.get("byteorder") == "big")
     log = GlobalLog()
     value = _unpickle(file, records[f"{root}/data.pkl"], table, log)
-    used, unused = table.used(), table.unused()
+    left_over = table.left_over()
+    used, unused = table.used(), table.open_unused(left_over)
     findings = (
         *archive.findings,
         *log.findings,
         *_fact_findings(facts),
         *_storage_findings(used, unused),
-        *_extra_findings(_extra_names(table.left_over(), root)),
+        *_extra_findings(_extra_names(left_over, root)),
     )
     return Checkpoint(
         path=file.path,
@@ -160,13 +161,11 @@ class _StorageTable:
         _, kind, key, location, numel = identifier
         check_identifier(kind, key, location, numel)
         known = self._loaded.get(key)
-        if known is not None:
-            if known[0] != identifier:
-                raise UnreadableCheckpoint(f"the storage {key!r:.80} is declared twice, differently; {_RESAVE}")
-            return known[1]
-        loaded = self._load_new(kind, key, location, numel)
-        self._loaded[key] = (identifier, loaded)
-        return loaded
+        if known is None:
+            known = self._loaded[key] = (identifier, self._load_new(kind, key, location, numel))
+        elif known[0] != identifier:
+            raise UnreadableCheckpoint(f"the storage {key!r:.80} is declared twice, differently; {_RESAVE}")
+        return known[1]
 
     def _load_new(self, kind: StorageType, key: str, location: str, numel: int) -> PickledStorage:
         record = self._records.get(self._prefix + key)
@@ -185,14 +184,14 @@ class _StorageTable:
         storage = Storage(key, record.open(self._file), record.nbytes, location, self._big_endian)
         return PickledStorage(storage, kind.dtype, 0, numel)
 
-    def unused(self) -> list[Storage]:
-        """List the storages that the pickle does not name."""
+    def open_unused(self, names: Iterable[str]) -> list[Storage]:
+        """List the storages among the records that are left over."""
         at = len(self._prefix)
         return [
             Storage(
                 name[at:], self._records[name].open(self._file), self._records[name].nbytes, big_endian=self._big_endian
             )
-            for name in self.left_over()
+            for name in names
             if name.startswith(self._prefix) and _KEY.fullmatch(name, at)
         ]
 

@@ -231,10 +231,12 @@ def _summarise(candidate: StateDict, tied: Sequence[tuple[str, ...]], selection:
     tensors = candidate.tensors
     shares = _dtype_shares(tensors.values())
     repeated = {name for names in tied for name in names[1:]}
+    text = "\n".join(tensors)
+    buffers = {name for name in _BUFFERS if name in text}  # of most state dicts, none
     trained = [
         tensor.shape
         for key, tensor in tensors.items()
-        if key not in repeated and key.rpartition(".")[2] not in _BUFFERS and tensor.shape is not None
+        if key not in repeated and not (buffers and key.rpartition(".")[2] in buffers) and tensor.shape is not None
     ]
     return StateDictSummary(
         path=candidate.name,
