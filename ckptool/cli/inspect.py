@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,6 @@ from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
 from ckptool.cli.terminal import Terminal, complain, detect, show
 from ckptool.errors import CkptoolError
-from ckptool.model.frozen import dataclass
 
 if TYPE_CHECKING:  # its many result types would slow every other command's start
     from ckptool.model.inspection import Inspection, InspectOptions, SortOrder

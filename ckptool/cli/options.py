@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional, TypeVar
 
 import typer
 
 from ckptool.errors import CkptoolError
-from ckptool.model.frozen import dataclass
 from ckptool.model.plans import KeyOptions
 
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.

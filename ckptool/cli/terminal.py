@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 
 import typer
 
 from ckptool.errors import CkptoolError
-from ckptool.model.frozen import dataclass
 from ckptool.reports.text import safe_text
 
 _PIECE = 1 << 14

@@ -10,6 +10,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.sources import DeflatedRecord, StoredRange
 from ckptool.model.checkpoint import Finding
-from ckptool.model.frozen import dataclass
 from ckptool.model.rows import make_rows
 
 STORED, DEFLATED = 0, 8

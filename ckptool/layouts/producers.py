@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
 from ckptool.layouts.modules import is_module
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.frozen import dataclass
 from ckptool.model.plans import Producer, Role
 from ckptool.model.values import DictNode, Stub
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptool.errors import PlanRefused
@@ -20,7 +20,6 @@ from ckptool.layouts.segments import (
     without_inner,
 )
 from ckptool.layouts.segments import without as without_segments
-from ckptool.model.frozen import dataclass
 from ckptool.model.plans import KeyRule
 from ckptool.model.values import OpaqueTensor, TensorSpec
 

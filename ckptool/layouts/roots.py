@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ckptool.errors import PlanRefused
 from ckptool.layouts.draft import Draft
 from ckptool.layouts.segments import quoted, under
 from ckptool.layouts.twins import underscored_twins
-from ckptool.model.frozen import dataclass
 
 # Networks that lie side by side as equals: nobody but the user can say which one is meant.
 PEER_ROOTS = (

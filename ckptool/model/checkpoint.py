@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-from ckptool.model.frozen import dataclass
 from ckptool.model.values import GlobalUse, Storage
 
 

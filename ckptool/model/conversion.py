@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ckptool.model.dtypes import DType
-from ckptool.model.frozen import dataclass
 from ckptool.model.plans import KeyMove, KeyOptions, Note, Wrapper
 from ckptool.model.results import CastLoss
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
-
-from ckptool.model.frozen import dataclass
 
 Kind = Literal["float", "int", "bool", "complex", "bits", "quantized"]
 

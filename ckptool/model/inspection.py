@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from ckptool.model.frozen import dataclass
 from ckptool.model.plans import Certainty, KeyMove, KeyOptions, Note, Producer, Wrapper
 from ckptool.model.results import TensorStatistics
 from ckptool.model.training import Training

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from ckptool.model.frozen import dataclass
 from ckptool.model.plans import Certainty, KeyMove, Note
 
 

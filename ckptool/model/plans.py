@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ckptool.model.dtypes import DType
-from ckptool.model.frozen import dataclass
 from ckptool.model.sources import ByteSource
 from ckptool.model.values import OpaqueTensor, TensorSpec
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
-
-from ckptool.model.frozen import dataclass
 
 CHUNK_BYTES = 1 << 20  # large enough for full throughput, small enough to stay in the L2 cache for the CRC
 

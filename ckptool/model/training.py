@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any
 
-from ckptool.model.frozen import dataclass
 from ckptool.model.values import DictNode
 
 # The text metadata under which a conversion to safetensors carries facts over, as JSON.

@@ -10,17 +10,34 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ckptool.model.dtypes import DType
-from ckptool.model.frozen import dataclass
 from ckptool.model.sources import ByteSource
 
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_: bool) -> Any:
+        return lambda decorator: decorator
+
+
 Severity = Literal["safe", "info", "unknown", "dangerous"]
+Kind = TypeVar("Kind")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass_transform(frozen_default=True, eq_default=False)
+def _frozen_when_checked(kind: type[Kind]) -> type[Kind]:
+    """Make a dataclass that the type checker alone keeps frozen: while it runs, that would triple its cost.
+
+    For what a checkpoint holds by the ten thousand; its identity is what makes it equal.
+    """
+    return dataclass(slots=True, eq=False)(kind)
+
+
+@_frozen_when_checked
 class Storage:
     """Describe the bytes that one or more tensors are views of; two tensors are tied by the identity of this.
 
@@ -44,7 +61,7 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides)) if shape else ()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@_frozen_when_checked
 class TensorSpec:
     """Describe one dense tensor as a view of its storage.
 

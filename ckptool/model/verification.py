@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptool.model.frozen import dataclass
 from ckptool.model.loading import LoadReport
 from ckptool.model.plans import KeyOptions
 

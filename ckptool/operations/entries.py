@@ -5,15 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptool.errors import UnsupportedTensor
 from ckptool.layouts.segments import quoted
+from ckptool.model.conversion import OutputKind
 from ckptool.model.plans import StateDict
 from ckptool.model.values import TensorSpec, opaque_inside, walk
-
-if TYPE_CHECKING:  # inspect converts nothing, and those types would slow its start
-    from ckptool.model.conversion import OutputKind
 
 _MAX_OPTIONS = 6  # longer lists of --exclude help nobody
 

@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
@@ -23,7 +24,6 @@ from ckptool.formats.pickle.reading import (
 )
 from ckptool.formats.pickle.tensors import view_storage
 from ckptool.formats.pickle.tree import check_tree
-from ckptool.model.frozen import dataclass
 
 __all__ = [
     "GlobalLog",

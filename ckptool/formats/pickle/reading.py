@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ckptool.formats.pickle import limits
 from ckptool.model.checkpoint import Finding
 from ckptool.model.dtypes import DType
-from ckptool.model.frozen import dataclass
 from ckptool.model.values import GlobalRef, GlobalUse, Storage, Stub
 
 
