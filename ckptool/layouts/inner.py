@@ -54,6 +54,9 @@ def _ema_roots(state_dict: StateDict, producer: Producer) -> list[str]:
     if not producer.container or state_dict.role != "main":
         return []
     keys = state_dict.entries
+    text = "\n".join(keys)
+    if not any(root in text for root in EMA_ROOTS):  # as in most files, whatever wraps the keys
+        return []
     segments = private_segments(keys)
     roots = {without(key, segments).partition(".")[0] for key in keys}
     return sorted(EMA_ROOTS & roots - {"model_ema"}) if "model" in roots else []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import translate
+from operator import ne
 
 from ckptool.errors import PlanRefused
 from ckptool.layouts.distributed import is_shard
@@ -121,7 +122,7 @@ def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
     # A pair, or a segment below a removed one, only shows once the others are gone: removal sees them all.
     present = tuple(counts)
     cleaned = without_all(draft.names, present) if present else draft.names
-    changed = sum(source != name for source, name in cleaned.items())
+    changed = sum(map(ne, cleaned, cleaned.values()))
     draft.names = cleaned
     for segment, count in counts.items():
         if count:

@@ -60,7 +60,7 @@ def without_all(names: Mapping[str, str], segments: Sequence[str]) -> dict[str, 
         run = f".{segment}."
         while run in text:
             text = text.replace(run, ".")
-    return dict(zip(names, [line[1:] for line in text.split("\n")], strict=True))
+    return dict(zip(names, text[1:].split("\n."), strict=True))
 
 
 def without_inner(key: str, segments: Sequence[str]) -> str:

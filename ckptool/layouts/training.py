@@ -302,7 +302,7 @@ _SHARDED = {"dtensor": "DTensor", "sharded": "ShardedTensor"}
 
 
 def _parallel(keys: list[str]) -> Fact | None:
-    if "n_averaged" in keys:
+    if "module" not in "\n".join(keys) or "n_averaged" in keys:
         return None
     names = [without(key, tuple(PRIVATE_SEGMENTS)) for key in keys] if private_segments(keys) else keys
     if shared_root(names) != "module":
