@@ -434,6 +434,7 @@ def test_random_wrappers_are_undone_exactly(keys: list[list[str]], data: st.Data
     assert made.certainty == "certain"
 
 
+@pytest.mark.benchmark
 def test_many_keys_are_planned_fast() -> None:
     from time import process_time
 
