@@ -585,7 +585,7 @@ LAUGHS = {
 def test_shared_values_cost_nothing(name: str) -> None:
     started = time.process_time()
     read(LAUGHS[name] + b".")
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
@@ -640,7 +640,7 @@ def test_colliding_integer_keys_cost_nothing() -> None:
         stream.data += b"\x8a\x0b" + (i * (2**61 - 1)).to_bytes(11, "little") + b"N"
     started = time.process_time()
     assert len(read(stream.raw(b"u").stop()).value) == 20_000
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
