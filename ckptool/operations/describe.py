@@ -28,7 +28,7 @@ from ckptool.model.inspection import (
 from ckptool.model.plans import KeyMove, KeyPlan, Note, Selection, StateDict
 from ckptool.model.rows import make_rows
 from ckptool.model.sources import NoProgress, Progress
-from ckptool.model.training import Fact, Training
+from ckptool.model.training import FACT_TABLES, Fact, Training
 from ckptool.model.values import GlobalUse, OpaqueTensor, TensorSpec, walk
 from ckptool.operations.advice import next_step
 from ckptool.operations.disk_use import disk_use
@@ -110,7 +110,7 @@ def _plain(training: Training) -> Training:
     """Bring every value that a file states into plain words; the hyperparameters stay as they are."""
     named = {field.name: getattr(training, field.name) for field in fields(training)}
     facts: dict[str, Any] = {name: _plain_fact(fact) for name, fact in named.items() if isinstance(fact, Fact)}
-    for name in ("metrics", "versions"):
+    for name in FACT_TABLES:
         facts[name] = {key: _plain_fact(fact) for key, fact in named[name].items()}
     return replace(training, **facts)
 
