@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pytest
+from support.containment import WATCH, limited_memory, limited_time
+
+# Their tests build, train and run networks, or measure: they take what that takes.
+_UNLIMITED = frozenset({
+    "test_bench", "test_build", "test_compare", "test_coverage", "test_examples", "test_inputs", "test_judge",
+    "test_layouts_frameworks", "test_loading", "test_metrics", "test_real_checkpoints", "test_verify",
+})  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def contained(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Hold every test to what a file may cause, and those of the readers to the time and memory it may take."""
+    marked = {marker.name for marker in request.node.iter_markers()}
+    if "benchmark" in marked:
+        yield
+        return
+    with ExitStack() as limits:
+        limits.enter_context(WATCH.watching())
+        if request.node.module.__name__.rpartition(".")[2] not in _UNLIMITED:
+            if "large" not in marked:
+                limits.enter_context(limited_memory())
+            if "fuzz" not in marked:
+                limits.enter_context(limited_time())
+        yield
 
 
 @dataclass(frozen=True)

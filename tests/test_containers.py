@@ -274,6 +274,7 @@ def test_without_byteorder_and_extras(tmp_path: Path) -> None:
         assert checkpoint.findings == ()
 
 
+@pytest.mark.large
 def test_sixty_four_bits(tmp_path: Path) -> None:
     """Place storages behind 4 GiB as torch does; the file is sparse."""
     path = tmp_path / "big.pt"

@@ -133,15 +133,14 @@ UNCHECKED: dict[str, tuple[Callable[[], bytes], Callable[[bytes], Any]]] = {
 }
 
 
-def flips(data: bytes) -> Iterator[bytes]:
-    """Flip every single bit, but for those of torch's padding: runs of the letter Z that nothing reads."""
+def flips(data: bytes, bit: int) -> Iterator[bytes]:
+    """Flip one bit of every single byte, but for those of torch's padding: runs of the letter Z that nothing reads."""
     padding = {at for run in re.finditer(rb"Z{4,}", data) for at in range(*run.span())}
     for at in range(len(data)):
         if at not in padding:
-            for bit in range(8):
-                damaged = bytearray(data)
-                damaged[at] ^= 1 << bit
-                yield bytes(damaged)
+            damaged = bytearray(data)
+            damaged[at] ^= 1 << bit
+            yield bytes(damaged)
 
 
 def agrees(outcome: Outcome, expected: Any) -> bool:
@@ -156,25 +155,27 @@ def sort_dict(value: Any) -> Any:
     return {"dict": sorted(value["dict"], key=repr)} if type(value) is dict else value
 
 
+@pytest.mark.parametrize("bit", range(8))
 @pytest.mark.parametrize("name", CHECKSUMMED)
-def test_flipped_bit_where_there_are_checksums(opened: Callable[[bytes], Outcome], name: str) -> None:
+def test_flipped_bit_where_there_are_checksums(opened: Callable[[bytes], Outcome], name: str, bit: int) -> None:
     data = CHECKSUMMED[name]()
     expected = opened(data)
     assert not expected.told or name == "zip-deflated"
-    outcomes = [opened(damaged) for damaged in flips(data)]
+    outcomes = [opened(damaged) for damaged in flips(data, bit)]
     wrong = [outcome for outcome in outcomes if outcome.meaning is not REFUSED and outcome.meaning != expected.meaning]
     assert wrong == []
     assert sum(outcome.meaning is REFUSED for outcome in outcomes) > len(outcomes) // 2
 
 
+@pytest.mark.parametrize("bit", range(8))
 @pytest.mark.parametrize("name", UNCHECKED)
-def test_flipped_bit_where_there_are_none(opened: Callable[[bytes], Outcome], name: str) -> None:
+def test_flipped_bit_where_there_are_none(opened: Callable[[bytes], Outcome], name: str, bit: int) -> None:
     make, oracle = UNCHECKED[name]
     data = make()
     assert agrees(opened(data), oracle(data))
     assert opened(data).meaning is not REFUSED
     wrong = []
-    for damaged in flips(data):
+    for damaged in flips(data, bit):
         outcome = opened(damaged)
         if outcome.meaning is not REFUSED and not agrees(outcome, oracle(damaged)):
             wrong.append(damaged)

@@ -445,6 +445,7 @@ def zeros_planned(nbytes: int) -> PlannedTensor:
     return PlannedTensor(dtype, (nbytes,), Payload(dtype, nbytes, (Extent(Zeros(nbytes), 0, nbytes),)))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("nbytes", [(1 << 32) - 1, (1 << 32) + 5])
 def test_more_than_4_gib_is_laid_out_as_torch_does(nbytes, tmp_path):
     plan = plan_of({"big": zeros_planned(nbytes), "after": planned(torch.arange(3, dtype=torch.uint8))})
