@@ -25,6 +25,10 @@ class ChecksumMismatch(UnreadableCheckpoint):
     """Refuse bytes whose checksum is not the one stored beside them."""
 
 
+class IncompleteCheckpoint(UnreadableCheckpoint):
+    """Refuse a checkpoint in several files of which some, or some tensors, are not there."""
+
+
 class UnsupportedTensor(CkptoolError):
     """Refuse a tensor that is understood but cannot be carried over without changing it."""
 

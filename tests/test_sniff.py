@@ -90,7 +90,7 @@ OLD_TAR = f"this is a checkpoint of torch before 0.1.10 (tar), which ckptool doe
 WEB_PAGE = "this is a web page, not a checkpoint: the download failed; download the file itself"
 XML = "this is XML, probably a server's error reply, not a checkpoint; download the file itself"
 JSON = "this is JSON (an error reply or a configuration), not a checkpoint; download the file itself"
-INDEX = "this is the index of a checkpoint in shards, which ckptool does not join yet; name one of its shards"
+INDEX = "1 of 1 files that its index names are not there ('a.safetensors'); get them, too"
 UNKNOWN = "this is no format of PyTorch checkpoints that ckptool knows; check which file is meant"
 LFS_POINTER = "this is a Git LFS pointer to a file of 417,003,520 bytes, not the checkpoint itself; run git lfs pull"
 INSIDE = "this zip archive has a checkpoint inside; unpack it first"
@@ -232,9 +232,9 @@ FOLDERS = {
         (".metadata", "__0_0.distcp"),
         DISTRIBUTED,
     ),
-    "shards": (
-        ("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
-        "this folder is a checkpoint in shards, which ckptool does not join yet; name one of its shards",
+    "some shards": (
+        ("model-00001-of-00002.safetensors",),
+        "1 of 2 files that their numbers ask for are not there ('model-00002-of-00002.safetensors'); get them, too",
     ),
     "deepspeed": (
         ("latest", "zero_to_fp32.py"),

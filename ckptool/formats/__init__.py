@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile, open_file
 from ckptool.formats.safetensors import read_safetensors
-from ckptool.formats.sniff import explain_folder, sniff
+from ckptool.formats.sniff import SHARD_INDEX, sniff
 from ckptool.formats.torch_legacy import read_torch_legacy
 from ckptool.formats.torch_zip import read_torch_zip
 from ckptool.model.checkpoint import Checkpoint
@@ -25,17 +27,18 @@ _READERS: dict[str, Callable[[InputFile], Checkpoint]] = {
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Describe the checkpoint in a file; nothing in it is run, no tensor is read.
+    """Describe the checkpoint in a file, or in the files that an index or a model's folder names.
+
+    Nothing in it is run, no tensor is read.
 
     :raises UnreadableCheckpoint: it is no checkpoint, damaged, hostile, or of a kind that is not read yet. The
         message begins with the path; ``globals`` are what its pickle named until then.
     """
     try:
-        if _is_folder(path):
-            raise UnreadableCheckpoint(explain_folder(path))
-        return _read(open_file(path))
+        return _open_folder(path) if _is_folder(path) else _open_file(path)
     except UnreadableCheckpoint as error:
-        if not str(error).startswith(f"{path}: "):  # a source of bytes names its file itself
+        # A source of bytes names its file itself, and so does a file in the folder.
+        if not str(error).startswith((f"{path}: ", f"{path}{os.sep}")):
             error.args = (f"{path}: {error}",)
         raise
 
@@ -47,10 +50,53 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _read(file: InputFile) -> Checkpoint:
+# Few checkpoints are in shards: the others are spared the imports.
+
+
+def _open_folder(path: Path) -> Checkpoint:
+    from ckptool.formats.joined import open_folder
+
+    return open_folder(path, _open_single)
+
+
+def _open_file(path: Path) -> Checkpoint:
+    file = open_file(path)
+    kind = _sniff(file)
+    if kind == SHARD_INDEX:
+        from ckptool.formats.joined import open_index
+
+        return open_index(file, path, _open_single)
+    checkpoint = _read(file, kind)
+    return _say_if_shard(checkpoint) if "-of-" in path.name else checkpoint
+
+
+def _say_if_shard(checkpoint: Checkpoint) -> Checkpoint:
+    from ckptool.formats.shards import one_of_several
+
+    return replace(checkpoint, findings=(*checkpoint.findings, *one_of_several(checkpoint.path.name)))
+
+
+def _open_single(path: Path) -> Checkpoint:
+    file = open_file(path)
+    kind = _sniff(file)
+    if kind == SHARD_INDEX:
+        file.close()
+        raise UnreadableCheckpoint("this is an index where a file of weights is expected; do not trust it")
+    return _read(file, kind)
+
+
+def _sniff(file: InputFile) -> str:
+    try:
+        return sniff(file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _read(file: InputFile, kind: str) -> Checkpoint:
     try:
         with _paused_collection():
-            checkpoint = _READERS[sniff(file)](file)
+            checkpoint = _READERS[kind](file)
         file.check_unchanged()
     except BaseException:
         file.close()

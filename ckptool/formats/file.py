@@ -21,6 +21,7 @@ _OPEN_ERRORS = {
     errno.EPERM: "permission denied; ask for the right to read it",
     errno.ELOOP: "the symbolic links lead in a circle; name the file itself",
     errno.ENAMETOOLONG: "the name is too long for this system; check the path",
+    errno.EMFILE: "too many files are open; allow more with ulimit -n",
     errno.ENXIO: "this is a socket or a device, not a file; copy its content into a regular file first",
 }
 

@@ -11,6 +11,8 @@ from ckptool.formats.file import InputFile
 from ckptool.formats.safetensors import LARGEST_HEADER, LENGTH_BYTES
 from ckptool.formats.zip import LOCAL_SIGNATURE, has_directory
 
+SHARD_INDEX = "shard-index"
+
 _HEAD_BYTES = 4096
 _SEARCHED_BYTES = 1 << 20
 _SHOWN_CHARACTERS = 60
@@ -103,10 +105,6 @@ _FOLDERS = (
         ),
     ),
     (
-        re.compile(r"\.index\.json$"),
-        "this folder is a checkpoint in shards, which ckptool does not join yet; name one of its shards",
-    ),
-    (
         re.compile(r"^latest(?:_universal)?$"),
         "this folder is a DeepSpeed checkpoint, which ckptool does not read yet; run its zero_to_fp32.py first",
     ),
@@ -119,7 +117,7 @@ _FOLDER = "this is a folder, not a file; name a file in it"
 
 
 def sniff(file: InputFile) -> str:
-    """Name the container: ``zip``, ``torch-legacy`` or ``safetensors``.
+    """Name the container: ``zip``, ``torch-legacy``, ``safetensors``, or the index of a checkpoint in shards.
 
     :raises UnreadableCheckpoint: it is none of them, or more than one at once.
     """
@@ -132,6 +130,8 @@ def sniff(file: InputFile) -> str:
         found.append("zip")
     if len(found) > 1:
         raise UnreadableCheckpoint(f"the file is two formats at once ({' and '.join(found)}); do not trust it")
+    if not found and _is_index(file, head):
+        return SHARD_INDEX
     if not found or found == ["tar"]:
         raise UnreadableCheckpoint(_explain_tar(file) if found else _explain_other(file, head))
     return found[0]
@@ -238,6 +238,10 @@ def _is_json(head: bytes) -> bool:
     return head.lstrip()[:1] in (b"{", b"[") and _is_text(head)
 
 
+def _is_index(file: InputFile, head: bytes) -> bool:
+    return _is_json(head) and b'"weight_map"' in file.read(0, min(file.size, _SEARCHED_BYTES))
+
+
 def _is_pickle(head: bytes) -> bool:
     return _PICKLE.match(head) is not None
 
@@ -267,9 +271,7 @@ def _explain_xml(_: InputFile, __: bytes) -> str:
     return "this is XML, probably a server's error reply, not a checkpoint; download the file itself"
 
 
-def _explain_json(file: InputFile, _: bytes) -> str:
-    if b'"weight_map"' in file.read(0, min(file.size, _SEARCHED_BYTES)):
-        return "this is the index of a checkpoint in shards, which ckptool does not join yet; name one of its shards"
+def _explain_json(_: InputFile, __: bytes) -> str:
     return "this is JSON (an error reply or a configuration), not a checkpoint; download the file itself"
 
 

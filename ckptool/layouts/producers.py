@@ -121,7 +121,7 @@ def identify(checkpoint: Checkpoint) -> Producer:
         return Producer("torch.save of a whole module", evidence=f"a pickled {root.ref.full_name}")
     if isinstance(root, Stub):
         return Producer("a pickled object", evidence=root.ref.full_name)
-    if checkpoint.format == "safetensors":
+    if checkpoint.is_safetensors:
         return _safetensors_producer(checkpoint)
     return Producer("torch.save", evidence="no key of a known trainer")
 

@@ -33,11 +33,21 @@ class Member(NamedTuple):
     nbytes: int
 
 
+class Shard(NamedTuple):
+    """Name one file of a checkpoint in several, its size in bytes, and the keys in it."""
+
+    name: str
+    nbytes: int
+    keys: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
     """Hold what a file says, as data: no tensor read, no class imported.
 
-    ``format`` is ``torch-zip``, ``torch-legacy`` or ``safetensors``. ``root`` is the value tree of
+    ``format`` is ``torch-zip``, ``torch-legacy`` or ``safetensors``, and for a checkpoint in several files
+    ``torch-shards`` or ``safetensors-shards``: those are its ``shards``, in the folder that ``path`` is, or where the
+    index lies that it is; ``file_bytes`` is the sum of them and the index. ``root`` is the value tree of
     ``model/values.py`` (for safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of
     a safetensors header; ``facts`` are properties of the container itself (``byteorder``, ``version``).
     ``storages`` are all records with tensor bytes, those that no tensor uses included. Close it, or use it as
@@ -55,6 +65,12 @@ class Checkpoint:
     members: tuple[Member, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Tell whether it is a flat table of tensors with text metadata, its names in no telling order."""
+        return self.format.startswith("safetensors")
 
     def close(self) -> None:
         """Release the file."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from ckptool.model.checkpoint import Shard
 from ckptool.model.plans import Certainty, KeyMove, KeyOptions, Note, Producer, Wrapper
 from ckptool.model.results import TensorStatistics
 from ckptool.model.training import Training
@@ -185,7 +186,7 @@ class Inspection:
 
     ``hyper_parameters`` are plain values (mappings, lists, text, numbers); a foreign object is a mapping of its
     fields with its class under ``$class``. ``ties`` are groups of clean names that share the very same tensor.
-    ``tensors`` and ``tree`` are None unless asked for.
+    ``tensors`` and ``tree`` are None unless asked for. ``shards`` are the files of a checkpoint in several.
     """
 
     path: str
@@ -206,6 +207,7 @@ class Inspection:
     next: NextStep
     tensors: tuple[TensorRow, ...] | None = None
     tree: ModuleNode | None = field(default=None)
+    shards: tuple[Shard, ...] = ()
 
     @property
     def selected(self) -> StateDictSummary | None:

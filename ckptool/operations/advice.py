@@ -28,7 +28,7 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
         stem = _stem(path)
         target = path.with_name(f"{stem}-clean{path.name.removeprefix(stem)}")
         return _run("strip-prefixes", path, target, "write the weights under clean names")
-    if checkpoint.format != "safetensors":
+    if not checkpoint.is_safetensors:
         reason = "leave the pickle behind" if safety.verdict != "clean" else "write one small, safe file"
         return _run("convert", path, path.with_name(f"{_stem(path)}.safetensors"), reason)
     return NextStep(f"ckptool inspect --stats {_quoted(path)}", "read the values: is anything not finite or all zero?")

@@ -42,9 +42,9 @@ def kind_of_suffix(target: Path) -> OutputKind:
     return kind
 
 
-def kind_of_format(checkpoint_format: str) -> OutputKind:
+def kind_of_source(checkpoint: Checkpoint) -> OutputKind:
     """Give the container kind that keeps a checkpoint what it is (a stream of before torch 1.6 becomes a zip)."""
-    return "safetensors" if checkpoint_format == "safetensors" else "torch"
+    return "safetensors" if checkpoint.is_safetensors else "torch"
 
 
 def convert(
@@ -75,7 +75,7 @@ def _convert(
     checkpoint: Checkpoint, target: Path | None, options: ConvertOptions, kind: OutputKind | None, progress: Progress
 ) -> Conversion:
     opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
-    kind = kind or kind_of_format(checkpoint.format)
+    kind = kind or kind_of_source(checkpoint)
     _refuse_kind(target, kind, options)
     carries_facts = kind == "safetensors" and options.metadata
     facts = facts_as_text(checkpoint, opened.selection) if carries_facts else NO_FACTS

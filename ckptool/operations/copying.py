@@ -148,7 +148,7 @@ def _aliases(tensors: Mapping[str, PlannedTensor], preferred: Iterable[str]) -> 
 
 def _carried(checkpoint: Checkpoint) -> dict[str, str]:
     """Give the text metadata of a safetensors file without its alias entries: those are planned anew."""
-    if checkpoint.format != "safetensors":
+    if not checkpoint.is_safetensors:
         return {}
     names = checkpoint.root.text_items()
     return {key: text for key, text in checkpoint.metadata.items() if key in names or text not in names}

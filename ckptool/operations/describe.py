@@ -91,11 +91,12 @@ def describe(
         hyper_parameters=to_plain(training.hyper_parameters),
         ties=_ties(tied.get(selection.chosen, ()) if selection.chosen else (), named),
         safety=safety,
-        architecture=preview(clean, tree, checkpoint.format != "safetensors") if plan else None,
+        architecture=preview(clean, tree, not checkpoint.is_safetensors) if plan else None,
         notes=_notes(checkpoint, selection, plan),
         next=next_step(checkpoint, selection, keys, safety),
         tensors=_listed(rows, named, options, progress or NoProgress()) if options.lists_tensors else None,
         tree=fold(grow(_wanted(clean, options))) if options.tree else None,
+        shards=checkpoint.shards,
     )
 
 

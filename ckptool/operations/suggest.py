@@ -73,7 +73,8 @@ def _nanogpt(opened: OpenedCheckpoint) -> str | None:
 
 
 def _config_beside(opened: OpenedCheckpoint) -> str | None:
-    folder = opened.checkpoint.path.parent
+    path = opened.checkpoint.path
+    folder = path if path.is_dir() else path.parent
     facts = _read_config(folder / "config.json")
     name = facts.get("architecture")
     if isinstance(name, str) and _ZOO_NAME.match(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptool.errors import ChecksumMismatch, CkptoolError, UnreadableCheckpoint
+from ckptool.errors import ChecksumMismatch, CkptoolError, IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
 from ckptool.model.sources import Progress
 from ckptool.model.verification import Check, Verification, VerifyOptions, verdict_of
@@ -47,8 +47,8 @@ def _check_against(opened: OpenedCheckpoint, path: Path, options: VerifyOptions,
 
 
 def unreadable(path: Path, error: UnreadableCheckpoint, options: VerifyOptions) -> Verification:
-    """Answer for a file that cannot be read: damage that a checksum proves is a failure, the rest an error."""
-    is_damaged = isinstance(error, ChecksumMismatch)
+    """Answer for a file that cannot be read: proven damage or a missing part fails, the rest is an error."""
+    is_damaged = isinstance(error, ChecksumMismatch | IncompleteCheckpoint)
     integrity = Check("integrity", "fail", str(error))
     safety = (check_safety(error.globals, ()),) if error.globals else ()
     checks = (integrity, *safety)

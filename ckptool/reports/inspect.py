@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ckptool.model.checkpoint import Shard
 from ckptool.model.inspection import (
     Architecture,
     Inspection,
@@ -27,6 +28,7 @@ def document(inspection: Inspection) -> dict[str, Any]:
         "format": inspection.format,
         "file_bytes": inspection.file_bytes,
         "container": dict(inspection.facts),
+        "shards": [_shard(shard) for shard in inspection.shards],
         "metadata": dict(inspection.metadata),
         "producer": asdict(inspection.producer),
         "disk": asdict(inspection.disk),
@@ -46,6 +48,10 @@ def document(inspection: Inspection) -> dict[str, Any]:
     if inspection.tree is not None:
         fields["tree"] = _module(inspection.tree)
     return fields
+
+
+def _shard(shard: Shard) -> dict[str, Any]:
+    return {"name": shard.name, "bytes": shard.nbytes, "tensors": len(shard.keys)}
 
 
 def _state_dict(summary: StateDictSummary) -> dict[str, Any]:

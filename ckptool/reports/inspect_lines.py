@@ -18,6 +18,7 @@ def lines(inspection: Inspection) -> Iterator[str]:
     producer = inspection.producer
     yield row("path", inspection.path)
     yield row("format", inspection.format, inspection.file_bytes)
+    yield from (row("shard", shard.name, shard.nbytes, len(shard.keys)) for shard in inspection.shards)
     yield row("producer", producer.name, producer.version, producer.evidence)
     for group in ("weights", "ema", "optimizer", "other", "hidden"):
         yield row("disk", group, getattr(inspection.disk, group))

@@ -29,6 +29,7 @@ _TITLE_WIDTH = 10  # of the column of section titles, with its padding
 _SAID_ELSEWHERE = frozenset({"wrapper-segments"})
 
 _FORMATS = {"torch-zip": "torch zip", "torch-legacy": "torch before 1.6", "safetensors": "safetensors"}
+_SHARDED_FORMATS = {"torch-shards": "torch", "safetensors-shards": "safetensors"}
 _VERDICTS = {
     "clean": ("green", "clean"),
     "unknown": ("yellow", "unknown: it names foreign classes, which are only data here"),
@@ -63,7 +64,7 @@ def view(inspection: Inspection, canvas: Canvas) -> str:
 
 def _head(inspection: Inspection, canvas: Canvas) -> Panel:
     producer = " ".join(filter(None, (inspection.producer.name, inspection.producer.version)))
-    container = _FORMATS.get(inspection.format, inspection.format)
+    container = _container(inspection)
     names = [producer, container] if producer and producer != container else [container]
     lines = [_joined([*(_foreign(name, "bold") for name in names), size_text(inspection.file_bytes)], canvas)]
     if inspection.selected is not None:
@@ -71,6 +72,12 @@ def _head(inspection: Inspection, canvas: Canvas) -> Panel:
     border = box.ROUNDED if canvas.unicode else box.ASCII
     title = _foreign(inspection.path, "bold")
     return Panel(Text("\n").join(lines), title=title, title_align="left", border_style="cyan", box=border)
+
+
+def _container(inspection: Inspection) -> str:
+    if inspection.shards:
+        return f"{_SHARDED_FORMATS[inspection.format]} in {plural(len(inspection.shards), 'shard')}"
+    return _FORMATS.get(inspection.format, inspection.format)
 
 
 def _measure(summary: StateDictSummary) -> list[str]:
@@ -133,6 +140,13 @@ def _state_dicts(inspection: Inspection, canvas: Canvas) -> Lines:
         size = (plural(summary.tensors, "tensor"), size_text(summary.nbytes))
         yield _line(mark, _joined([name, role, *size], canvas))
     yield from _more(len(summaries) - _MAX_SHOWN, "--json")
+
+
+def _shards(inspection: Inspection, canvas: Canvas) -> Lines:
+    for shard in inspection.shards[:_MAX_SHOWN]:
+        keys = plural(len(shard.keys), "tensor")
+        yield _joined([_foreign(shard.name), keys, size_text(shard.nbytes)], canvas)
+    yield from _more(len(inspection.shards) - _MAX_SHOWN, "--json")
 
 
 def _disk(inspection: Inspection, canvas: Canvas) -> Lines:
@@ -308,6 +322,7 @@ def _next(inspection: Inspection, canvas: Canvas) -> str:
 
 _SECTIONS: Mapping[str, Callable[[Inspection, Canvas], Lines]] = {
     "Holds": _state_dicts,
+    "Shards": _shards,
     "On disk": _disk,
     "Keys": _keys,
     "Ties": _ties,

@@ -65,7 +65,7 @@ def _judged(cleaned: OpenedCheckpoint, options: VerifyOptions) -> _Tensors:
 
 def _ends(checkpoint: Checkpoint, tensors: _Tensors) -> Ends:
     rows = [TensorRow(name, name, "", tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
-    network = preview(rows, grow(rows), in_order=checkpoint.format != "safetensors")
+    network = preview(rows, grow(rows), in_order=not checkpoint.is_safetensors)
     if network is None:
         return Ends(None, None)
     first, last = network.first, network.last

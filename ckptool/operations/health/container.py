@@ -19,8 +19,12 @@ from ckptool.operations.opening import OpenedCheckpoint
 
 _MAX_LISTED = 3
 
+# What the index of a checkpoint in shards says otherwise than its files.
+_CONTRADICTIONS = frozenset({"misplaced-tensor", "total-size", "unindexed-tensor", "unlisted-shard"})
 # Oddities of a container on which readers stumble, and those that carry more than tensors.
-_ODD_CONTAINER = frozenset({"compressed", "no-version", "symlink-record", "trailing-bytes", "unlisted-bytes"})
+_ODD_CONTAINER = frozenset(
+    {"compressed", "no-index", "no-version", "symlink-record", "trailing-bytes", "unlisted-bytes"}
+)
 _FOREIGN_CONTENT = frozenset({"extra-code", "extra-pickle", "nested-pickle"})
 
 
@@ -33,6 +37,12 @@ def check_integrity(checkpoint: Checkpoint, survey: Survey) -> Check:
     if survey.valueless:
         message = f"the file holds no values for {quoted(survey.valueless)}, saved while on the meta device"
         return Check("integrity", "fail", message, evidence, "save the model after its weights are read")
+    wrong = [finding.text for finding in checkpoint.findings if finding.code in _CONTRADICTIONS]
+    if wrong:
+        return Check("integrity", "fail", "; ".join(wrong), evidence, "get index and shards again, from one place")
+    part = [finding.text for finding in checkpoint.findings if finding.code == "one-shard"]
+    if part:
+        return Check("integrity", "warn", part[0], evidence, "verify the folder or the index instead")
     odd = [finding for finding in checkpoint.findings if finding.code in _ODD_CONTAINER]
     if odd or survey.unread:
         reasons = [*(finding.text for finding in odd), *dict.fromkeys(survey.unread.values())]

@@ -179,6 +179,6 @@ def _dense_parts(tensors: Any, valueless: list[str]) -> Iterator[tuple[str, Tens
             yield from _dense_parts(((f"{name}.{part}", value) for part, value in tensor.parts), valueless)
 
 
-def _place(spec: TensorSpec) -> int:
+def _place(spec: TensorSpec) -> tuple[int, int]:
     place = spec.storage.source.file_range
-    return place.offset + spec.offset * spec.dtype.itemsize if place is not None else 0
+    return (place.fd, place.offset + spec.offset * spec.dtype.itemsize) if place is not None else (-1, 0)
