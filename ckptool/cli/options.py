@@ -66,6 +66,8 @@ OutDir = Annotated[
 Dtype = Annotated[
     Optional[str], typer.Option("--dtype", help="Cast floating tensors: float16, bfloat16 ...", metavar="DTYPE")
 ]
+Densify = Annotated[bool, typer.Option("--densify", help="Write sparse tensors as dense ones.")]
+Dequantize = Annotated[bool, typer.Option("--dequantize", help="Write quantized tensors as float32 ones.")]
 FailOnOverflow = Annotated[
     bool, typer.Option("--fail-on-overflow", help="Write nothing if a cast takes a value out of range.")
 ]
@@ -124,6 +126,8 @@ class WritingOptions:
 
     out_dir: OutDir = None
     dtype: Dtype = None
+    densify: Densify = False
+    dequantize: Dequantize = False
     fail_on_overflow: FailOnOverflow = False
     ties: Ties = "keep"
     keep_rest: KeepRest = False

@@ -70,6 +70,8 @@ def _asked(
         foreign=options.one_of("--foreign", writing.foreign, {"drop": "drop", "fields": "fields"}),
         weights_only=writing.weights_only,
         metadata=writing.metadata,
+        densify=writing.densify,
+        dequantize=writing.dequantize,
         fail_on_overflow=writing.fail_on_overflow,
         digest=writing.digest,
         force=writing.force,

@@ -16,7 +16,7 @@ from ckptool.formats.file import InputFile
 from ckptool.formats.sources import StoredRange
 from ckptool.model.checkpoint import Checkpoint, Finding, Member
 from ckptool.model.dtypes import BY_NAME, BY_SAFETENSORS, DType
-from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec
+from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, row_major
 
 LENGTH_BYTES = 8
 LARGEST_HEADER = 100_000_000
@@ -207,16 +207,7 @@ def _halve(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _dense(dtype: DType, shape: tuple[int, ...], storage: Storage) -> TensorSpec:
-    return TensorSpec(dtype, shape, _row_major(shape), 0, storage)
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
+    return TensorSpec(dtype, shape, row_major(shape), 0, storage)
 
 
 def _opaque(spelling: str, shape: tuple[int, ...], storage: Storage) -> OpaqueTensor:

@@ -15,6 +15,7 @@ from ckptool.loading.outcome import contradictions, explain, summarise
 from ckptool.loading.placement import Placement, place
 from ckptool.model.loading import LoadReport
 from ckptool.operations.entries import refuse_unwritable
+from ckptool.operations.opaque import OpaquePolicy
 from ckptool.operations.opening import OpenedCheckpoint, open_path
 
 
@@ -37,7 +38,7 @@ def load_state_dict(
     """
     with open_path(path) as opened:
         view = opened.select(weights, select=select, include=include, exclude=exclude)
-        refuse_unwritable(view.checkpoint.path, view.state_dict, view.plan.kept, "safetensors")
+        refuse_unwritable(view.checkpoint.path, view.state_dict, view.plan.kept, OpaquePolicy())
         return materialise(view.checkpoint.path, view.tensors)
 
 

@@ -21,6 +21,7 @@ class ConvertOptions:
     ``dtype`` casts floating tensors. ``keep_rest`` keeps the container around the state dict (torch files only);
     ``foreign`` says whether objects of foreign classes in it are dropped or become plain dicts of their fields.
     ``weights_only`` lets an in-place rewrite lose them. ``metadata`` carries facts over as text into safetensors.
+    ``densify`` writes sparse tensors as dense ones, ``dequantize`` quantized ones as float32.
     """
 
     weights: str = "main"
@@ -31,6 +32,8 @@ class ConvertOptions:
     foreign: Literal["drop", "fields"] = "drop"
     weights_only: bool = False
     metadata: bool = True
+    densify: bool = False
+    dequantize: bool = False
     fail_on_overflow: bool = False
     digest: bool = False
     force: bool = False
@@ -57,12 +60,21 @@ class Tie:
 
 
 @dataclass(frozen=True, slots=True)
+class MadeDense:
+    """Say that ``name`` was written as a dense tensor; ``was`` is what it is in the source (``sparse COO float32``)."""
+
+    name: str
+    was: str
+
+
+@dataclass(frozen=True, slots=True)
 class Conversion:
     """Tell what one conversion did, or with ``dry_run`` would do.
 
     ``state_dict`` and ``role`` say which state dict was taken. ``moves`` are all its keys; ``dropped`` lists what did
     not make it into the output, keys and other content; ``flattened`` the foreign objects of which the fields are kept
-    as plain data. ``source_bytes`` and ``target_bytes`` are file sizes (of the tensors alone in a dry run).
+    as plain data; ``made_dense`` the sparse and quantized tensors that were asked to be dense. ``source_bytes`` and
+    ``target_bytes`` are file sizes (of the tensors alone in a dry run).
     ``digest`` is that of the written tensors, where asked for.
     """
 
@@ -84,6 +96,7 @@ class Conversion:
     source_bytes: int
     target_bytes: int
     digest: str | None = None
+    made_dense: tuple[MadeDense, ...] = ()
 
     @property
     def renamed(self) -> tuple[KeyMove, ...]:

@@ -211,13 +211,29 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PlannedOpaque:
+    """Write a tensor that is no dense array as it is: the fields of ``OpaqueTensor``, its dense parts planned."""
+
+    kind: str
+    detail: str
+    dtype: DType | None
+    shape: tuple[int, ...] | None
+    parts: tuple[tuple[str, Any], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Sum the dense parts in bytes."""
+        return sum(part.payload.nbytes for _, part in self.parts if isinstance(part, PlannedTensor))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CopyPlan:
     """Say what a writer writes.
 
     ``tensors`` is the flat state dict by clean name, in order; tied names share one ``Payload`` object.
     ``aliases`` maps a name that a safetensors file leaves out to the name that holds its bytes. ``metadata``
     is the text metadata of a safetensors header. ``root`` is what a torch file pickles: a value tree whose
-    tensors are ``PlannedTensor``.
+    tensors are ``PlannedTensor`` and ``PlannedOpaque``.
     """
 
     tensors: Mapping[str, PlannedTensor]

@@ -53,7 +53,7 @@ class Storage:
 
 
 @functools.lru_cache(maxsize=4096)  # a network has many tensors, and few shapes
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Give the strides of a contiguous tensor as torch computes them, in elements."""
     strides = [1]
     for size in reversed(shape[1:]):
@@ -93,7 +93,7 @@ class TensorSpec:
     @property
     def is_contiguous(self) -> bool:
         """Tell whether the elements lie row-major without gaps (dimensions of size 1 have no say)."""
-        if self.stride == _row_major(self.shape):
+        if self.stride == row_major(self.shape):
             return True
         expected = 1
         for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):

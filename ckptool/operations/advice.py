@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import PurePath
+from typing import Any
 
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import KeySummary, NextStep, Safety
 from ckptool.model.plans import Selection
-from ckptool.model.values import TensorSpec
+from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.entries import unwritable
+from ckptool.operations.opaque import OPTIONS, OpaquePolicy
 
 _SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".th", ".tar", ".pyth", ".pkl", ".model", ".safetensors"})
 
@@ -21,9 +24,9 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
         return _choose(path, selection)
     if keys.refusal is not None:
         return NextStep(f"ckptool inspect --tree {_quoted(path)}", "see the groups of keys, then choose one")
-    entries = selection.chosen.entries
-    if any(unwritable(key, value, "safetensors") for key, value in entries.items() if type(value) is not TensorSpec):
-        return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see which tensors are no plain arrays")
+    special = {key: value for key, value in selection.chosen.entries.items() if type(value) is not TensorSpec}
+    if _is_refused(special, OpaquePolicy()):
+        return _settle(path, special)
     if not keys.already_clean:
         stem = _stem(path)
         target = path.with_name(f"{stem}-clean{path.name.removeprefix(stem)}")
@@ -32,6 +35,20 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
         reason = "leave the pickle behind" if safety.verdict != "clean" else "write one small, safe file"
         return _run("convert", path, path.with_name(f"{_stem(path)}.safetensors"), reason)
     return NextStep(f"ckptool inspect --stats {_quoted(path)}", "read the values: is anything not finite or all zero?")
+
+
+def _is_refused(entries: Mapping[str, Any], policy: OpaquePolicy) -> bool:
+    return any(unwritable(key, value, policy) for key, value in entries.items())
+
+
+def _settle(path: PurePath, special: Mapping[str, Any]) -> NextStep:
+    """Make sparse and quantized tensors dense where that is all that is needed."""
+    if _is_refused(special, OpaquePolicy(densify=True, dequantize=True)):
+        return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see which tensors are no plain arrays")
+    kinds = {value.kind for value in special.values() if isinstance(value, OpaqueTensor)}
+    options = " ".join(option for kind, option in OPTIONS.items() if kind in kinds)
+    target = path.with_name(f"{_stem(path)}-dense.safetensors")
+    return _run(f"convert {options}", path, target, "write them as dense tensors")
 
 
 def _choose(path: PurePath, selection: Selection) -> NextStep:

@@ -69,7 +69,7 @@ class ComputedSource:
     def _pieces(self, first: int) -> Iterator[Array]:
         """Yield the elements from the given one on as they were meant: their own type, little-endian, dense."""
         spec = self.spec
-        for piece in _recut(_stored(spec, first), self._piece * spec.dtype.itemsize):
+        for piece in recut(_stored(spec, first), self._piece * spec.dtype.itemsize):
             swapped = _swap(piece, spec.dtype.swap_size) if spec.storage.big_endian else piece
             yield _flip_signs(swapped, spec) if spec.conj or spec.neg else swapped
 
@@ -82,7 +82,7 @@ def _stored(spec: TensorSpec, first: int) -> Iterable[memoryview | Array]:
     return spec.storage.source.stream((spec.offset + first) * itemsize, (spec.numel - first) * itemsize)
 
 
-def _recut(chunks: Iterable[memoryview | Array], size: int) -> Iterator[Array]:
+def recut(chunks: Iterable[memoryview | Array], size: int) -> Iterator[Array]:
     """Yield the same bytes as uint8 arrays of ``size``, the last one shorter."""
     rest = np.empty(0, np.uint8)
     for chunk in chunks:

@@ -81,7 +81,7 @@ def _convert(
     facts = facts_as_text(checkpoint, opened.selection) if carries_facts else NO_FACTS
     copy = plan_copy(checkpoint, opened.state_dict, opened.plan, options, kind, facts)
     _guard(checkpoint, copy, options)
-    written: tuple[int, str | None] = sum(spec.nbytes for spec in copy.specs.values()), None
+    written: tuple[int, str | None] = copy.nbytes, None
     if not options.dry_run:
         assert target is not None
         written = _write(copy, target, kind, options, progress)
@@ -108,7 +108,7 @@ def _tell(
         certainty=plan.certainty,
         wrappers=plan.wrappers,
         moves=plan.moves,
-        tensors=len(copy.specs),
+        tensors=len(copy.specs) + len(copy.opaque),
         dropped=copy.dropped,
         flattened=copy.flattened,
         ties=copy.ties,
@@ -117,6 +117,7 @@ def _tell(
         source_bytes=checkpoint.file_bytes,
         target_bytes=written[0],
         digest=written[1],
+        made_dense=copy.made_dense,
     )
 
 
@@ -136,13 +137,18 @@ def _refuse_same_file(source: Path, target: Path | None, options: ConvertOptions
 
 def _guard(checkpoint: Checkpoint, copy: PlannedCopy, options: ConvertOptions) -> None:
     """Refuse what would surprise: nothing to write, an output many times the input, a rewrite in place that loses."""
-    if not copy.specs:
+    if not copy.specs and not copy.opaque:
         raise PlanRefused("no-weights", f"{checkpoint.path}: no tensor is left to write; see what --include asks for")
-    planned = sum(spec.nbytes for spec in copy.specs.values())
+    planned = copy.nbytes
     if planned > max(_MAX_GROWTH * checkpoint.file_bytes, _ALWAYS_ALLOWED_BYTES) and not options.force:
         raise OutputRefused(
-            f"{checkpoint.path}: {checkpoint.file_bytes} bytes would become {planned} (expanded or overlapping views); "
-            "add --force if that is meant"
+            f"{checkpoint.path}: {checkpoint.file_bytes} bytes would become {planned} (expanded, overlapping or "
+            "sparse tensors); add --force if that is meant"
+        )
+    if options.digest and copy.opaque:
+        raise OutputRefused(
+            f'{checkpoint.path}: the digest is of dense tensors, and "{next(iter(copy.opaque))}" is none; '
+            "leave --digest out, or make it dense with --densify or --dequantize"
         )
     if options.in_place and copy.foreign and not options.weights_only:
         lost = ", ".join(drop.name for drop in copy.foreign[:3])

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from ckptool.errors import OutputRefused
 from ckptool.layouts import node_at, rename_key, rename_module_path, whole_tensor
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, OutputKind, Tie
+from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, MadeDense, OutputKind, Tie
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import CLEAN_MARK, CopyPlan, KeyPlan, Note, PlannedTensor, StateDict
-from ckptool.model.values import DictNode, Storage, TensorSpec, walk
+from ckptool.model.plans import CLEAN_MARK, CopyPlan, KeyPlan, Note, PlannedOpaque, PlannedTensor, StateDict
+from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, walk
 from ckptool.operations.entries import refuse_unwritable
 from ckptool.operations.facts import CarriedFacts
+from ckptool.operations.opaque import OpaquePolicy
 from ckptool.operations.rest import Rebuilder
 from ckptool.operations.transforms import payload_of
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:  # NumPy is loaded where a cast is asked for, and nowhere else
 class PlannedCopy:
     """Hold a copy plan, what it leaves out, and what its casts will have counted once it is written.
 
-    ``specs`` are the source tensors by clean name. ``foreign`` are the dropped objects of foreign classes among
+    ``specs`` are the source tensors by clean name, ``opaque`` those of them that are written as they are without being
+    dense arrays, ``made_dense`` those that became dense. ``foreign`` are the dropped objects of foreign classes among
     ``dropped``; ``flattened`` are those of which the fields are kept.
     """
 
@@ -38,11 +40,19 @@ class PlannedCopy:
     ties: tuple[Tie, ...]
     tallies: tuple[CastTally, ...]
     notes: tuple[Note, ...]
+    opaque: Mapping[str, PlannedOpaque] = field(default_factory=dict)
+    made_dense: tuple[MadeDense, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Sum the bytes of the selected tensors, tied ones each time."""
+        return sum(tensor.nbytes for tensors in (self.specs, self.opaque) for tensor in tensors.values())
 
     @property
     def payload_bytes(self) -> int:
         """Sum the bytes of the selected tensors, tied ones once."""
-        return sum(payload.nbytes for payload in {tensor.payload for tensor in self.plan.tensors.values()})
+        dense = {tensor.payload for tensor in self.plan.tensors.values()}
+        return sum(payload.nbytes for payload in dense) + sum(tensor.nbytes for tensor in self.opaque.values())
 
 
 @dataclass(slots=True)
@@ -50,6 +60,7 @@ class _Placer:
     """Plan one tensor after the other; with ``share``, the same view under two names becomes one planned tensor."""
 
     share: bool
+    policy: OpaquePolicy
     tallies: list[CastTally] = field(default_factory=list)
     _placed: dict[tuple[Any, ...], PlannedTensor] = field(default_factory=dict)
 
@@ -61,6 +72,14 @@ class _Placer:
         if identity not in self._placed:
             self._placed[identity] = self._plan(spec, key, target)
         return self._placed[identity]
+
+    def place_any(self, tensor: TensorSpec | OpaqueTensor, key: str) -> PlannedTensor | PlannedOpaque:
+        """Plan a tensor that is not among the selected ones, of any kind."""
+        return self.place(tensor, key) if isinstance(tensor, TensorSpec) else self.place_opaque(tensor, key)
+
+    def place_opaque(self, tensor: OpaqueTensor, key: str, cast: DType | None = None) -> PlannedTensor | PlannedOpaque:
+        dense = self.policy.dense(tensor, key)
+        return self.policy.plan(tensor, key, self.place, cast) if dense is None else self.place(dense, key, cast)
 
     def _plan(self, spec: TensorSpec, key: str, target: DType | None) -> PlannedTensor:
         tally = self._tally(key, spec, target) if target is not None else None
@@ -89,16 +108,18 @@ def plan_copy(
     :raises UnsupportedTensor: a selected tensor is not one dense array, or its view cannot be written out.
     :raises UnreadableCheckpoint: with ``keep_rest``, the rest cannot be rebuilt as plain data.
     """
-    placer = _Placer(share=options.ties == "keep")
-    refuse_unwritable(checkpoint.path, state_dict, key_plan.kept, kind)
-    specs = _selected_tensors(state_dict, key_plan)
+    policy = OpaquePolicy(options.densify, options.dequantize, kind)
+    placer = _Placer(options.ties == "keep", policy)
+    refuse_unwritable(checkpoint.path, state_dict, key_plan.kept, policy)
+    specs, opaque = _selected_tensors(state_dict, key_plan, policy)
     tensors = {name: placer.place(spec, name, options.dtype) for name, spec in specs.items()}
-    rebuilder = Rebuilder(placer.place, lambda name: rename_key(key_plan, name), {}, options.foreign)
+    kept = {name: policy.plan(tensor, name, placer.place, options.dtype) for name, tensor in opaque.items()}
+    rebuilder = Rebuilder(placer.place_any, lambda name: rename_key(key_plan, name), {}, options.foreign)
     if kind == "safetensors":
         plan = _plan_safetensors(checkpoint, options, tensors, facts)
         lost = [*_not_tensors(state_dict, key_plan, tensors), *_beside(checkpoint, state_dict, facts.places)]
     else:
-        root = _clean_node(state_dict, key_plan, tensors, rebuilder)
+        root = _clean_node(state_dict, key_plan, {**tensors, **kept}, rebuilder)
         if (options.keep_rest or options.in_place) and (key_plan.rule.leading or state_dict.is_clean):
             _mark_clean(root)
         root, lost = _with_rest(checkpoint, state_dict, root, rebuilder, options)
@@ -114,12 +135,25 @@ def plan_copy(
         ties=_ties(tensors, plan.aliases),
         tallies=tuple(placer.tallies),
         notes=tuple(_notes(specs, plan)),
+        opaque=kept,
+        made_dense=tuple(policy.made_dense),
     )
 
 
-def _selected_tensors(state_dict: StateDict, key_plan: KeyPlan) -> dict[str, TensorSpec]:
-    entries = ((target, state_dict.entries[source]) for source, target in key_plan.kept.items())
-    return {target: value for target, value in entries if isinstance(value, TensorSpec)}
+def _selected_tensors(
+    state_dict: StateDict, key_plan: KeyPlan, policy: OpaquePolicy
+) -> tuple[dict[str, TensorSpec], dict[str, OpaqueTensor]]:
+    """Give the tensors by clean name: those that are dense or become so, and the others."""
+    specs: dict[str, TensorSpec] = {}
+    opaque: dict[str, OpaqueTensor] = {}
+    for source, target in key_plan.kept.items():
+        value = state_dict.entries[source]
+        dense = policy.dense(value, target) if isinstance(value, OpaqueTensor) else value
+        if isinstance(dense, TensorSpec):
+            specs[target] = dense
+        elif isinstance(value, OpaqueTensor):
+            opaque[target] = value
+    return specs, opaque
 
 
 # --- safetensors ---
@@ -170,9 +204,7 @@ def _says_nothing(value: Any) -> bool:
 # --- torch ---
 
 
-def _clean_node(
-    state_dict: StateDict, key_plan: KeyPlan, tensors: Mapping[str, PlannedTensor], rebuilder: Rebuilder
-) -> DictNode:
+def _clean_node(state_dict: StateDict, key_plan: KeyPlan, tensors: Mapping[str, Any], rebuilder: Rebuilder) -> DictNode:
     """Build the state dict under its clean keys, with what is no tensor in it and with torch's ``_metadata``."""
     node = DictNode(type_name="OrderedDict")
     for source, target in key_plan.kept.items():

@@ -9,14 +9,14 @@ from typing import Any
 
 from ckptool.errors import UnsupportedTensor
 from ckptool.layouts.segments import quoted
-from ckptool.model.conversion import OutputKind
 from ckptool.model.plans import StateDict
-from ckptool.model.values import TensorSpec, opaque_inside, walk
+from ckptool.model.values import OpaqueTensor, TensorSpec, walk
+from ckptool.operations.opaque import OpaquePolicy
 
 _MAX_OPTIONS = 6  # longer lists of --exclude help nobody
 
 
-def refuse_unwritable(path: Path, state_dict: StateDict, kept: Mapping[str, str], kind: OutputKind) -> None:
+def refuse_unwritable(path: Path, state_dict: StateDict, kept: Mapping[str, str], policy: OpaquePolicy) -> None:
     """Refuse the entries that would lose their tensors; ``kept`` maps their keys to clean names.
 
     :raises UnsupportedTensor: there is one.
@@ -24,20 +24,21 @@ def refuse_unwritable(path: Path, state_dict: StateDict, kept: Mapping[str, str]
     found = {
         kept[key]: reason
         for key, value in state_dict.entries.items()
-        if type(value) is not TensorSpec and key in kept and (reason := unwritable(key, value, kind))
+        if type(value) is not TensorSpec and key in kept and (reason := unwritable(key, value, policy))
     }
     if found:
         reasons = ", ".join(dict.fromkeys(found.values()))
         raise UnsupportedTensor(f"{path}: {quoted(list(found))}: {reasons}; {_remedy(list(found))}")
 
 
-def unwritable(key: str, value: Any, kind: OutputKind) -> str:
+def unwritable(key: str, value: Any, policy: OpaquePolicy) -> str:
     """Say why an entry cannot be written; empty where it can, or where it is nothing but an extra state."""
-    opaque = opaque_inside(value)
-    if opaque is not None:
-        return f"{opaque.kind} ({opaque.detail}), which ckptool does not write"
-    is_extra = key.endswith("_extra_state")
-    if kind == "safetensors" and not is_extra and any(isinstance(node, TensorSpec) for _, node in walk(value)):
+    tensors = [node for _, node in walk(value) if isinstance(node, TensorSpec | OpaqueTensor)]
+    reasons = (policy.refusal(node) for node in tensors if isinstance(node, OpaqueTensor))
+    reason = next(filter(None, reasons), "")
+    if reason or isinstance(value, OpaqueTensor):
+        return reason
+    if policy.kind == "safetensors" and not key.endswith("_extra_state") and tensors:
         return "holds tensors inside, which a safetensors file cannot, but a .pt file can"
     return ""
 

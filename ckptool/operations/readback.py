@@ -8,9 +8,9 @@ from typing import Any
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.checksums import crc32
-from ckptool.model.plans import CopyPlan, Payload, PlannedTensor
+from ckptool.model.plans import CopyPlan, Payload, PlannedOpaque, PlannedTensor
 from ckptool.model.sources import Progress
-from ckptool.model.values import DictNode, SetNode, TensorSpec
+from ckptool.model.values import DictNode, OpaqueTensor, SetNode, TensorSpec
 
 
 def check_staged(
@@ -44,12 +44,24 @@ def _tensor_pairs(staged: Checkpoint, expected: Any) -> Iterator[tuple[str, Plan
             if not isinstance(found, TensorSpec) or (meant.dtype, meant.shape) != (found.dtype, found.shape):
                 raise _differs(staged, path, "another dtype or shape")
             yield path, meant, found
+        elif isinstance(meant, PlannedOpaque):
+            if not isinstance(found, OpaqueTensor) or _identity(meant) != _identity(found):
+                raise _differs(staged, path, "another kind, dtype or shape")
+            pending.extend((f"{path}.{name}", *pair) for name, *pair in _part_pairs(meant, found))
         elif isinstance(meant, DictNode | SetNode | list | tuple):
             if (id(meant), id(found)) not in seen:
                 seen.add((id(meant), id(found)))
                 pending.extend(_child_pairs(staged, path, meant, found))
         elif type(meant) is not type(found) or repr(meant) != repr(found):  # repr: NaN is itself, -0.0 is not 0.0
             raise _differs(staged, path, "another value")
+
+
+def _identity(tensor: PlannedOpaque | OpaqueTensor) -> tuple[Any, ...]:
+    return tensor.kind, tensor.detail, tensor.dtype, tensor.shape, [name for name, _ in tensor.parts]
+
+
+def _part_pairs(meant: PlannedOpaque, found: OpaqueTensor) -> Iterator[tuple[str, Any, Any]]:
+    return ((name, part, other) for (name, part), (_, other) in zip(meant.parts, found.parts, strict=True))
 
 
 def _child_pairs(staged: Checkpoint, path: str, meant: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:

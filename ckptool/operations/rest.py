@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ckptool.errors import UnreadableCheckpoint, UnsupportedTensor
+from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.conversion import Dropped
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import PlannedTensor
+from ckptool.model.plans import PlannedOpaque, PlannedTensor
 from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, SetNode, Stub, TensorSpec
 
 MAX_DEPTH = 256
@@ -29,7 +29,7 @@ class Rebuilder:
     ``rename`` gives the clean spelling of a parameter name.
     """
 
-    place: Callable[[TensorSpec, str], PlannedTensor]
+    place: Callable[[TensorSpec | OpaqueTensor, str], PlannedTensor | PlannedOpaque]
     rename: Callable[[str], str]
     replaced: dict[int, Any]
     foreign: Literal["drop", "fields"] = "drop"
@@ -41,7 +41,7 @@ class Rebuilder:
     def rebuild(self, value: Any, path: str = "") -> Any:
         """Rebuild one tree.
 
-        :raises UnsupportedTensor: it holds a tensor that is not one dense array.
+        :raises UnsupportedTensor: it holds a tensor that cannot be written.
         :raises UnreadableCheckpoint: it is nested too deeply, or holds itself.
         """
         built = self._build(value, path, 0)
@@ -52,13 +52,8 @@ class Rebuilder:
             return self.replaced[id(value)]
         if value is None or type(value) in _PLAIN:
             return value
-        if isinstance(value, TensorSpec):
+        if isinstance(value, TensorSpec | OpaqueTensor):
             return self.place(value, path)
-        if isinstance(value, OpaqueTensor):
-            raise UnsupportedTensor(
-                f"{path}: {value.kind} tensor ({value.detail}) cannot be kept beside the weights; "
-                "write the weights alone, without --keep-rest"
-            )
         if id(value) not in self._done:
             self._enter(value, path, depth)
             # The node is kept beside what it became: an identity is only its own while the object lives.

@@ -33,6 +33,7 @@ def document(conversion: Conversion) -> dict[str, Any]:
             {"name": dropped.name, "reason": dropped.reason, "bytes": dropped.nbytes} for dropped in conversion.dropped
         ],
         "flattened": list(conversion.flattened),
+        "made_dense": [asdict(made) for made in conversion.made_dense],
         "ties": [asdict(tie) for tie in conversion.ties],
         "casts": [asdict(loss) for loss in conversion.casts],
         "notes": [asdict(note) for note in conversion.notes],
@@ -60,6 +61,8 @@ def _plain_lines(conversion: Conversion) -> Iterator[str]:
         yield row("dropped", dropped.name, dropped.reason, dropped.nbytes)
     for place in conversion.flattened:
         yield row("flattened", place)
+    for made in conversion.made_dense:
+        yield row("dense", made.name, made.was)
     for tie in conversion.ties:
         yield row("tie", tie.name, tie.kept, "written" if tie.written else "alias")
     for loss in conversion.casts:
@@ -83,6 +86,8 @@ def _summary_lines(conversion: Conversion) -> Iterator[tuple[str, str]]:
     losses = [dropped for dropped in conversion.dropped if dropped.reason != BESIDE]
     yield from _listed("dropped", "yellow", [_dropped_text(dropped) for dropped in losses])
     yield from _listed("fields", "yellow", [f"{safe_text(place)} kept as plain data" for place in conversion.flattened])
+    made = [safe_text(f"{made.name} (was {made.was})") for made in conversion.made_dense]
+    yield from _listed("dense", "yellow", made)
     yield from _listed("tied", "", [safe_text(f"{tie.name} = {tie.kept}") for tie in conversion.ties])
     yield from _casts(conversion)
     if conversion.digest is not None:

@@ -1,7 +1,8 @@
 """Pickle plain data and planned tensors, as protocol 2, without a single foreign name.
 
 Every name that can occur is one that ``torch.load(weights_only=True)`` of torch 2.13 knows: the rebuild functions,
-the storages, the dtypes and ``OrderedDict`` for tensors and state dicts; ``Counter``, ``set``, ``complex`` and
+the storages, the dtypes and ``OrderedDict`` for tensors and state dicts, layouts and schemes for sparse and quantized
+ones; ``Counter``, ``set``, ``complex`` and
 ``_codecs.encode`` (bytes) only where a value beside them is one. A frozenset becomes a set, because that loader has no
 frozenset. Source: ``torch/_weights_only_unpickler.py``.
 """
@@ -15,8 +16,9 @@ from typing import Any
 
 from ckptool.errors import OutputRefused
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import Payload, PlannedTensor
-from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub
+from ckptool.model.plans import Payload, PlannedOpaque, PlannedTensor
+from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, row_major
+from ckptool.writers.rebuilds import Call, Group, Name, rebuild
 
 _PROTO_2, _STOP, _MARK = b"\x80\x02", b".", b"("
 _NONE, _FALSE, _TRUE = b"N", b"\x89", b"\x88"
@@ -216,7 +218,7 @@ class _Pickler:
         self.put_storage(value.payload)
         self.put_integer(0)
         self.put_sizes(value.shape)
-        self.put_sizes(_contiguous_strides(value.shape))
+        self.put_sizes(row_major(value.shape))
         self.out += _FALSE
         self.put_named("collections", "OrderedDict")
         self.out += _EMPTY_TUPLE + _REDUCE
@@ -236,6 +238,22 @@ class _Pickler:
         self.put_text("cpu")
         self.put_integer(payload.numel if payload.dtype.storage is not None else payload.nbytes)
         self.out += _TUPLE + _BINPERSID
+
+    def put_opaque(self, value: PlannedOpaque) -> None:
+        if not self.recall(id(value)):
+            self.push((rebuild(value),), _Close(b"", value))
+
+    def put_call(self, value: Call) -> None:
+        self.put_named(value.module, value.name)
+        self.out += _MARK
+        self.push(value.args, _Close(_TUPLE + _REDUCE))
+
+    def put_group(self, value: Group) -> None:
+        self.out += _MARK
+        self.push(value.items, _Close(_TUPLE))
+
+    def put_name(self, value: Name) -> None:
+        self.put_named(value.module, value.name)
 
     def put_sizes(self, values: Sequence[int]) -> None:
         self.out += _MARK
@@ -258,6 +276,11 @@ _EMITTERS: dict[type, Callable[[_Pickler, Any], None]] = {
     DictNode: _Pickler.put_dict,
     DType: _Pickler.put_dtype,
     PlannedTensor: _Pickler.put_tensor,
+    PlannedOpaque: _Pickler.put_opaque,
+    Payload: _Pickler.put_storage,
+    Call: _Pickler.put_call,
+    Group: _Pickler.put_group,
+    Name: _Pickler.put_name,
     _Close: _Pickler.close,
 }
 
@@ -267,16 +290,6 @@ def _key_metadata(node: DictNode) -> list[Any]:
     if node.attributes is None or "_metadata" not in node.attributes:
         return []
     return [_Close(_EMPTY_DICT), "_metadata", node.attributes.get("_metadata"), _Close(_SETITEM + _BUILD)]
-
-
-def _contiguous_strides(shape: tuple[int, ...]) -> list[int]:
-    """Give the strides in elements that torch itself gives a new tensor: an empty dimension counts as one."""
-    strides: list[int] = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return strides[::-1]
 
 
 def _require_hashable(keys: Sequence[Any]) -> None:

@@ -291,10 +291,11 @@ def _rebuild_sparse_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ..
     if not names or type(data) is not tuple or not len(names) < len(data) <= len(names) + 2:
         raise Malformed("rebuilds a sparse tensor of no known layout")
     parts = tuple(zip(names, data[: len(names)], strict=True))
-    shape = data[len(names)]
+    shape, *flags = data[len(names) :]
     if not _is_shape(shape) or not all(type(part) is TensorSpec for _, part in parts):
         raise Malformed("rebuilds a sparse tensor from something that is none")
-    return OpaqueTensor("sparse", detail, parts[-1][1].dtype, shape, parts)
+    coalesced = (("is_coalesced", flags[0]),) if detail == "COO" and flags and type(flags[0]) is bool else ()
+    return OpaqueTensor("sparse", detail, parts[-1][1].dtype, shape, (*parts, *coalesced))
 
 
 def _rebuild_nested_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
