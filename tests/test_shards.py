@@ -13,8 +13,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
-import ckptool
 from ckptool.formats.shards import is_sharded_folder
+from ckptool.loading import load_into, load_state_dict
 from tests.support.tensors import bits
 
 INDEX = "model.safetensors.index.json"
@@ -68,10 +68,10 @@ def test_shards_are_one_checkpoint(run, sharded, named):
 
 
 def test_the_api_loads_shards(sharded):
-    assert_same(ckptool.load_state_dict(sharded), state())
+    assert_same(load_state_dict(sharded), state())
     net = torch.nn.Module()
     net.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8, bias=False) for _ in range(6))
-    report = ckptool.load_into(net, sharded / INDEX)
+    report = load_into(net, sharded / INDEX)
     assert report.is_exact
     assert_same(net.state_dict(), state())
 
@@ -82,7 +82,7 @@ def test_pickled_shards_are_one_checkpoint(run, tmp_path):
     assert document["format"] == "torch-shards"
     assert document["safety"]["verdict"] == "clean"
     assert len(document["safety"]["globals"]) == 3  # each once, not once a shard
-    assert_same(ckptool.load_state_dict(tmp_path), state())
+    assert_same(load_state_dict(tmp_path), state())
     integrity = json.loads(run("verify", tmp_path, "--json").out)["checks"][0]
     assert integrity["status"] == "pass"
     assert integrity["evidence"]["storages_checked"] == 6
@@ -106,7 +106,7 @@ def transformers_folder(folder: Path, **options: Any) -> dict[str, torch.Tensor]
 def test_what_transformers_saves_is_read_by_its_folder(tmp_path, options):
     expected = transformers_folder(tmp_path, **options)
     assert is_sharded_folder(tmp_path)
-    assert_same(ckptool.load_state_dict(tmp_path), expected)
+    assert_same(load_state_dict(tmp_path), expected)
 
 
 def test_the_cache_of_the_hub_links_out_of_its_folder(run, sharded, tmp_path):
@@ -117,14 +117,14 @@ def test_the_cache_of_the_hub_links_out_of_its_folder(run, sharded, tmp_path):
         shutil.copy(path, blobs / str(number))
         (snapshot / path.name).symlink_to(f"../../blobs/{number}")
     assert run("inspect", snapshot).status == 0
-    assert_same(ckptool.load_state_dict(snapshot / INDEX), state())
+    assert_same(load_state_dict(snapshot / INDEX), state())
 
 
 def test_numbered_shards_need_no_index(run, sharded):
     (sharded / INDEX).unlink()
     document = json.loads(run("inspect", sharded, "--json").out)
     assert [note["code"] for note in document["notes"]] == ["no-index"]
-    assert_same(ckptool.load_state_dict(sharded), state())
+    assert_same(load_state_dict(sharded), state())
     assert json.loads(run("verify", sharded, "--json").out)["checks"][0]["status"] == "warn"
 
 

@@ -107,7 +107,9 @@ def _place(frame: FrameType | None, *, is_import: bool) -> str | None:
         elif is_import and frame.f_code.co_code[frame.f_lasti] == _IMPORT_STATEMENT:
             return None
         elif name.startswith(_PACKAGE):
-            return name[len(_PACKAGE) :]
+            # A module of the package that is being imported makes its own classes.
+            is_importing = getattr(frame.f_globals.get("__spec__"), "_initializing", False)
+            return None if is_importing else name[len(_PACKAGE) :]
         else:
             is_import = False
         frame = frame.f_back
