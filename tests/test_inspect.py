@@ -510,7 +510,10 @@ def test_unreadable_files_do_not_hide_the_others_and_the_worst_wins(run: Run, tm
     assert found["files"][1]["state_dicts"][0]["tensors"] == 1
     plain = run("inspect", bad, good)
     assert plain.status == 2
-    assert plain.out.startswith(f"path\t{good}\n")
+    assert [line.split("\t")[0] for line in plain.out.splitlines()] == ["file", "unreadable", "refusal"]
+    listed = run("inspect", bad, good, "--tensors")
+    assert listed.status == 2
+    assert listed.out.startswith(f"path\t{good}\n")
     alone = run("inspect", bad, "--json")
     assert (alone.status, alone.out) == (2, "")
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -16,7 +17,17 @@ from ckptool.errors import CkptoolError
 
 if TYPE_CHECKING:  # its many result types would slow every other command's start
     from ckptool.model.inspection import Inspection, InspectOptions, SortOrder
+    from ckptool.reports.canvas import Canvas
 
+# Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
+# ruff: noqa: UP045
+
+InspectPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Checkpoint files, folders of them, or - for paths on stdin.", show_default=False, metavar="[PATH]..."
+    ),
+]
 _ORDERS: dict[str, SortOrder] = {
     "file": "file",
     "name": "name",
@@ -38,20 +49,63 @@ class ListOptions:
     ] = "file"
 
 
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """How many checkpoints are compared."""
+
+    best: Annotated[bool, typer.Option("--best", help="Print the path of the best checkpoint, nothing else.")] = False
+    metric: Annotated[
+        Optional[str], typer.Option("--metric", help="Rank by this metric, not by the monitored one.", metavar="NAME")
+    ] = None
+    mode: Annotated[Optional[str], typer.Option("--mode", help="What is better: min or max.", metavar="WHICH")] = None
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into the folders of a folder.")] = False
+    jobs: Annotated[
+        Optional[int], typer.Option("--jobs", help="Processes that read (else as many as pay off).", min=1, metavar="N")
+    ] = None
+
+
 @command("inspect", "ckptool inspect last.ckpt")
 def inspect(
-    paths: options.Paths, choice: options.ChoiceOptions, lists: ListOptions, view: options.AnswerOptions
+    paths: InspectPaths,
+    choice: options.ChoiceOptions,
+    lists: ListOptions,
+    table: TableOptions,
+    view: options.AnswerOptions,
 ) -> Status:
-    """Say what a checkpoint holds, and what its clean keys are.
+    """Say what a checkpoint holds, and what its clean keys are; of several, or of a folder, which is the best.
 
     Reads the description alone, no tensor, and runs nothing; on a terminal for people, piped as tab-separated lines.
     """
     terminal = detect(view.color, view.quiet)
     asked = _asked(choice, lists)
+    if _is_table(paths, table):
+        from ckptool.cli.inspect_table import answer_table
+
+        return answer_table(paths, asked, table, view, terminal)
+    return describe_each(paths, asked, view, terminal)
+
+
+def _is_table(paths: Sequence[Path], table: TableOptions) -> bool:
+    """Tell several checkpoints from one; a folder may be either."""
+    if len(paths) > 1 or str(paths[0]) == "-" or table.best or table.metric is not None or table.mode is not None:
+        return True
+    try:
+        if not paths[0].is_dir():
+            return False
+    except OSError:  # told when it is opened
+        return False
+    from ckptool.operations.folder import is_checkpoint_folder
+
+    return table.recursive or not is_checkpoint_folder(paths[0])
+
+
+def describe_each(
+    paths: Sequence[Path], asked: InspectOptions, view: options.AnswerOptions, terminal: Terminal
+) -> Status:
+    """Answer for one path after the other."""
     answers = [_answer(path, asked, view, terminal) for path in paths]
-    several = len(paths) > 1
-    if view.json and (several or answers[0].status is Status.DONE):
-        _print_json([answer.document for answer in answers], several=several)
+    if view.json and answers[0].status is Status.DONE:
+        _print_json(answers[0].document)
     return worst(*(answer.status for answer in answers))
 
 
@@ -107,21 +161,27 @@ def _document(inspection: Inspection) -> dict[str, Any]:
     return document(inspection)
 
 
-def _print_json(answers: list[dict[str, Any]], *, several: bool) -> None:
+def _print_json(answer: dict[str, Any]) -> None:
     from ckptool.reports.inspect import SCHEMA
     from ckptool.reports.json import answer_json
 
-    show(answer_json(SCHEMA, answers, several=several))
+    show(answer_json(SCHEMA, [answer], several=False))
 
 
 def _print(inspection: Inspection, terminal: Terminal) -> None:
     if terminal.is_terminal:
-        from ckptool.reports.canvas import Canvas
         from ckptool.reports.inspect_view import view
 
-        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        show(view(inspection, Canvas(terminal.width, terminal.color, unicode)))
+        show(view(inspection, canvas_of(terminal)))
         return
     from ckptool.reports.inspect_lines import lines
 
     show("".join([f"{line}\n" for line in lines(inspection)]))
+
+
+def canvas_of(terminal: Terminal) -> Canvas:
+    """Make the surface to draw on: as wide as the terminal, with the characters that stdout can take."""
+    from ckptool.reports.canvas import Canvas
+
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return Canvas(terminal.width, terminal.color, unicode)

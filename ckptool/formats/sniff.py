@@ -212,6 +212,11 @@ def _explain_tar(file: InputFile) -> str:
     return _TAR
 
 
+def is_plain_text(head: bytes) -> bool:
+    """Tell whether a file begins as text does, and not as a pickle in letters."""
+    return _is_text(head) and not _is_pickle(head) and not _is_legacy(head)
+
+
 def _is_text(head: bytes) -> bool:
     """Tell whether bytes are printable UTF-8; a character cut at the end is forgiven."""
     text = head.decode("utf-8", errors="replace").rstrip("\ufffd")

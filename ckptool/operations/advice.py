@@ -14,7 +14,9 @@ from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.entries import unwritable
 from ckptool.operations.opaque import OPTIONS, OpaquePolicy
 
-_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".th", ".tar", ".pyth", ".pkl", ".model", ".safetensors"})
+CHECKPOINT_SUFFIXES = frozenset(
+    {".pt", ".pth", ".ckpt", ".bin", ".th", ".tar", ".pyth", ".pkl", ".model", ".safetensors"}
+)
 
 
 def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, safety: Safety) -> NextStep:
@@ -66,7 +68,7 @@ def _run(command: str, source: PurePath, target: PurePath, reason: str) -> NextS
 
 def _stem(path: PurePath) -> str:
     """Cut known suffixes off (``.pth.tar``), and nothing else: ``model-v1.2`` has none."""
-    while path.suffix.lower() in _SUFFIXES:
+    while path.suffix.lower() in CHECKPOINT_SUFFIXES:
         path = path.with_suffix("")
     return path.name
 

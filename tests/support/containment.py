@@ -47,6 +47,7 @@ _FORBIDDEN: dict[str, tuple[str, ...]] = {
     "cli": (*_PROCESSES, *_FILES),  # --out-dir makes a folder
     "writers": _PROCESSES,
     "operations/gather.py": (),  # keeps what it must read twice in a temporary file
+    "operations/parallel.py": (),  # reads many files in processes of its own
     "loading": (),  # builds and runs the model that the user names
     "verification": (),
 }

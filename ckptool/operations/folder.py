@@ -1,0 +1,192 @@
+"""Many checkpoints side by side: which files of a folder are meant, and what each says in one row."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ckptool.errors import CkptoolError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.bystanders import name_bystander
+from ckptool.layouts import read_training, select
+from ckptool.layouts.file_names import read_name
+from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.folder import FileRow
+from ckptool.model.training import Fact, Training
+from ckptool.operations.advice import CHECKPOINT_SUFFIXES
+from ckptool.operations.describe import judge
+from ckptool.operations.plain import to_plain
+
+_WEIGHTS = re.compile(r"^(?:model|pytorch_model|adapter_model|diffusion_pytorch_model)\.(?:safetensors|bin)$")
+_CONFIGURED = frozenset({"config.json", "trainer_state.json", "adapter_config.json"})
+_INDEX = ".index.json"
+_DISTRIBUTED = frozenset({".metadata", "latest_checkpointed_iteration.txt"})
+
+
+@dataclass(slots=True)
+class Found:
+    """Gather what a search comes to: the paths that are to be read, in order; why one cannot be; what was skipped."""
+
+    paths: list[Path] = field(default_factory=list)
+    errors: dict[Path, str] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def refuse(self, path: Path, reason: str) -> None:
+        """Keep a path that cannot be read, with the reason."""
+        self.paths.append(path)
+        self.errors[path] = f"{path}: {reason}"
+
+
+def find(paths: Iterable[Path], *, recursive: bool = False) -> Found:
+    """Replace every folder by the checkpoints in it, by name; a folder that is one checkpoint counts as a file.
+
+    A file with the suffix of a checkpoint counts whatever it holds; any other does unless its content is recognisably
+    something else. Hidden files and folders, and links to folders, are left out. Nothing waits for a pipe.
+    """
+    found = Found()
+    for path in paths:
+        if is_folder(path) and not is_checkpoint_folder(path):
+            _search(path, found, recursive)
+        else:
+            found.paths.append(path)
+    return found
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder; what hinders a look at it is told when it is opened."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_checkpoint_folder(path: Path) -> bool:
+    """Tell whether a folder is one checkpoint: shards with an index, weights beside their configuration, or the
+    parts of a distributed one.
+    """
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError:
+        return False
+    if _DISTRIBUTED & names or any(name.endswith(_INDEX) for name in names):
+        return True
+    if "latest" in names and any(name.startswith("global_step") for name in names):
+        return True
+    return bool(_CONFIGURED & names) and any(map(_WEIGHTS.match, names))
+
+
+def _search(top: Path, found: Found, recursive: bool) -> None:
+    already, skipped, folders = len(found.paths), found.skipped.total(), found.skipped["folder"]
+    pending = [top]
+    while pending:
+        below = []
+        for path in _listed(pending.pop(), found):
+            if not is_folder(path):
+                _take_file(path, found)
+            elif is_checkpoint_folder(path):
+                found.paths.append(path)
+            elif recursive and not path.name.startswith(".") and not path.is_symlink():
+                below.append(path)
+            else:
+                found.skipped["folder"] += 1
+        pending += reversed(below)
+    if len(found.paths) == already:
+        closed = found.skipped["folder"] - folders
+        found.refuse(top, _emptiness(found.skipped.total() - skipped - closed, closed, recursive))
+
+
+def _listed(folder: Path, found: Found) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        found.refuse(folder, f"this folder cannot be listed ({error.strerror}); ask for the right to read it")
+        return []
+
+
+def _take_file(path: Path, found: Found) -> None:
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+        found.paths.append(path)
+        return
+    kind = "hidden file" if path.name.startswith(".") else _bystander(path)
+    if kind is None:
+        found.paths.append(path)
+    else:
+        found.skipped[kind] += 1
+
+
+def _bystander(path: Path) -> str | None:
+    try:
+        return name_bystander(path)
+    except (CkptoolError, OSError):  # what cannot be looked at may be anything: it gets a row, with the reason
+        return None
+
+
+def _emptiness(files: int, folders: int, recursive: bool) -> str:
+    seen = f" ({files} other file{'s' if files != 1 else ''} in it)" if files else ""
+    deeper = f", or add -r to look into its {folders} folder{'s' if folders != 1 else ''}"
+    return f"no checkpoint in this folder{seen}; save one into it{deeper if folders and not recursive else ''}"
+
+
+def read_row(path: Path) -> FileRow:
+    """Say in one row what a file holds, no tensor read but scores; what cannot be read is a row with its reason."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            return describe_row(checkpoint)
+    except CkptoolError as error:
+        return unreadable_row(path, str(error))
+
+
+def unreadable_row(path: Path, reason: str) -> FileRow:
+    """Make the row of what cannot be read."""
+    nbytes, modified = _size_and_time(path)
+    return FileRow(str(path), nbytes, modified, error=reason)
+
+
+def describe_row(checkpoint: Checkpoint) -> FileRow:
+    """Say in one row what an open checkpoint holds; what it does not say itself, its name may.
+
+    :raises UnreadableCheckpoint: a pickled module in it nests without end.
+    """
+    selection = select(checkpoint)
+    said, named = read_training(checkpoint, selection), read_name(checkpoint.path.name)
+    return FileRow(
+        path=str(checkpoint.path),
+        nbytes=checkpoint.file_bytes,
+        modified=_size_and_time(checkpoint.path)[1],
+        kind=selection.producer.name,
+        format=checkpoint.format,
+        has_weights=bool(selection.candidates),
+        verdict=judge(checkpoint.globals).verdict,
+        epoch=_plain(said.epoch or named.epoch),
+        global_step=_plain(said.global_step or named.global_step),
+        metrics={name: Fact(to_plain(fact.value), fact.evidence) for name, fact in _metrics(said, named).items()},
+        monitor=said.monitor,
+        mode=said.mode,
+    )
+
+
+def _metrics(said: Training, named: Training) -> Mapping[str, Fact]:
+    """Give the scores that the file states; those of its name where it states none of its own."""
+    if all(is_record(name) for name in said.metrics):
+        return {**said.metrics, **named.metrics}
+    return said.metrics
+
+
+def is_record(metric: str) -> bool:
+    """Tell whether a metric is the best score so far of a whole training, and no checkpoint's own."""
+    return "best" in re.split(r"[^a-z]+", metric.lower())
+
+
+def _plain(fact: Fact | None) -> Fact | None:
+    return None if fact is None else Fact(to_plain(fact.value), fact.evidence)
+
+
+def _size_and_time(path: Path) -> tuple[int | None, float | None]:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None, None
+    return status.st_size, status.st_mtime

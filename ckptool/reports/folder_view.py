@@ -1,0 +1,175 @@
+"""Many checkpoints side by side, for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rich.cells import cell_len
+
+from ckptool.model.folder import FileRow, Ranking, Table
+from ckptool.model.training import Fact
+from ckptool.reports.canvas import Canvas
+from ckptool.reports.phrases import value_phrase
+from ckptool.reports.text import plural, safe_text, shorten, size_text
+
+_LONGEST = 160  # characters of one name or reason
+_LONGEST_VALUE = 24
+_MARK_WIDTH = 3
+_NARROWEST_NAME = 24
+_GAP = 2
+_UNKNOWN = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """Hold one column: its title, its cells, how much it is worth where there is not room for all."""
+
+    title: str
+    cells: tuple[str, ...]
+    worth: int
+    side: str = ">"
+
+    @property
+    def width(self) -> int:
+        return max(map(cell_len, (self.title, *self.cells)))
+
+
+def view_table(table: Table, folder: Path | None, canvas: Canvas) -> str:
+    """Draw the table, the best first and marked; names stand without the ``folder`` that they are all in."""
+    ranking = table.ranking
+    rows = [row for row in ranking.rows if not row.error]
+    lines = [_head(table, folder, canvas)]
+    if rows:
+        lines += ["", *_body(rows, ranking, folder, canvas)]
+    broken = [row for row in ranking.rows if row.error]
+    if broken:
+        lines += ["", *(_unreadable(row, folder, canvas) for row in broken)]
+    return "\n".join([*lines, "", *_verdict(ranking, folder, canvas)]) + "\n"
+
+
+def _head(table: Table, folder: Path | None, canvas: Canvas) -> str:
+    rows = table.ranking.rows
+    unreadable = sum(1 for row in rows if row.error)
+    parts = [plural(len(rows), "checkpoint"), *dict.fromkeys(_kinds(rows))]
+    if unreadable:
+        parts.append(canvas.paint(f"{unreadable} unreadable", "red"))
+    if table.skipped:
+        kinds = ", ".join(f"{count:,} {safe_text(kind)}" for kind, count in sorted(table.skipped.items()))
+        parts.append(f"skipped: {kinds}")
+    title = [canvas.paint(safe_text(shorten(str(folder), _LONGEST)), "bold")] if folder is not None else []
+    return f" {canvas.glyphs.dot} ".join([*title, *parts])
+
+
+def _kinds(rows: Sequence[FileRow]) -> list[str]:
+    """Give the kind that all rows have in common, if they do; else a column tells."""
+    kinds = {row.kind for row in rows if not row.error}
+    return [safe_text(kind) for kind in kinds] if len(kinds) == 1 else []
+
+
+def _body(rows: Sequence[FileRow], ranking: Ranking, folder: Path | None, canvas: Canvas) -> Iterator[str]:
+    names = [_name(row, folder) for row in rows]
+    longest = max(map(cell_len, (*names, "file")))
+    columns, left_out = _fitting(_columns(rows, ranking), canvas.width - _MARK_WIDTH, longest)
+    room = max(canvas.width - _MARK_WIDTH - sum(column.width + _GAP for column in columns), _NARROWEST_NAME)
+    width = max((cell_len(name) for name in (*names, "file") if cell_len(name) <= room), default=room)
+    yield " " * _MARK_WIDTH + canvas.paint(
+        _padded("file", width) + _tail([column.title for column in columns], columns), "bold"
+    )
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
+        tail = _tail([column.cells[index] for column in columns], columns)
+        style = "bold green" if row is ranking.best else "" if index < ranking.ranked else "dim"
+        mark = f"{canvas.glyphs.arrow if row is ranking.best else '':{_MARK_WIDTH}}"
+        if cell_len(name) > width:
+            yield canvas.paint(mark + name, style)
+            mark, name = " " * _MARK_WIDTH, ""
+        yield canvas.paint((mark + _padded(name, width) + tail).rstrip(), style)
+    if left_out:
+        yield canvas.paint(f"not shown for want of room: {', '.join(left_out)} (--json)", "dim")
+
+
+def _fitting(columns: Sequence[_Column], room: int, name_width: int) -> tuple[list[_Column], list[str]]:
+    """Leave out the columns worth least until names have room."""
+    kept = list(columns)
+    left_out: list[str] = []
+    while kept and sum(column.width + _GAP for column in kept) + min(name_width, room // 2) > room:
+        least = min(kept, key=lambda column: column.worth)
+        if least.worth == _ALWAYS:
+            break
+        kept.remove(least)
+        left_out.insert(0, least.title)
+    return kept, left_out
+
+
+_ALWAYS = 9
+
+
+def _columns(rows: Sequence[FileRow], ranking: Ranking) -> list[_Column]:
+    """Make the columns that tell something here."""
+    ranked = [] if ranking.metric is None else [ranking.metric.value]
+    others = [name for name in dict.fromkeys(name for row in rows for name in row.metrics) if name not in ranked]
+    columns = [
+        _Column("kind", tuple([safe_text(row.kind) for row in rows]), 4, "<"),
+        _Column("epoch", _facts([row.epoch for row in rows]), 8),
+        _Column("step", _facts([row.global_step for row in rows]), 7),
+        *(_metric(name, rows, _ALWAYS) for name in ranked),
+        *(_metric(name, rows, 2) for name in others),
+        _Column("size", tuple([size_text(row.nbytes or 0) for row in rows]), 6),
+        _Column("changed", tuple([_local_time(row.modified) for row in rows]), 5, "<"),
+    ]
+    return [column for column in columns if set(column.cells) != {_UNKNOWN} and not _is_common_kind(column)]
+
+
+def _is_common_kind(column: _Column) -> bool:
+    return column.title == "kind" and len(set(column.cells)) == 1
+
+
+def _metric(name: str, rows: Sequence[FileRow], worth: int) -> _Column:
+    return _Column(safe_text(shorten(name, _LONGEST_VALUE)), _facts([row.metrics.get(name) for row in rows]), worth)
+
+
+def _facts(facts: Sequence[Fact | None]) -> tuple[str, ...]:
+    return tuple(
+        [_UNKNOWN if fact is None else safe_text(shorten(value_phrase(fact.value), _LONGEST_VALUE)) for fact in facts]
+    )
+
+
+def _local_time(seconds: float | None) -> str:
+    try:
+        time = datetime.fromtimestamp(int(seconds or 0), timezone.utc).astimezone()
+    except (OverflowError, ValueError, OSError):
+        return _UNKNOWN
+    return _UNKNOWN if seconds is None else time.strftime("%Y-%m-%d %H:%M")
+
+
+def _name(row: FileRow, folder: Path | None) -> str:
+    path = Path(row.path)
+    shown = path.relative_to(folder) if folder is not None and path != folder and folder in path.parents else path
+    return safe_text(shorten(str(shown), _LONGEST))
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
+
+
+def _tail(cells: Sequence[str], columns: Sequence[_Column]) -> str:
+    parts = [
+        " " * (column.width - cell_len(cell)) + cell if column.side == ">" else _padded(cell, column.width)
+        for cell, column in zip(cells, columns, strict=True)
+    ]
+    return "".join([" " * _GAP + part for part in parts])
+
+
+def _unreadable(row: FileRow, folder: Path | None, canvas: Canvas) -> str:
+    reason = safe_text(shorten(row.error.removeprefix(f"{row.path}: "), 2 * _LONGEST))
+    return f"{canvas.paint(f'{canvas.glyphs.no:{_MARK_WIDTH}}{_name(row, folder)}', 'red')}  {reason}"
+
+
+def _verdict(ranking: Ranking, folder: Path | None, canvas: Canvas) -> Iterator[str]:
+    if ranking.best is None:
+        yield f"{canvas.paint('no best', 'yellow')}  {safe_text(ranking.refusal)}"
+        return
+    name = canvas.paint(_name(ranking.best, folder), "bold green")
+    yield f"{canvas.paint('best', 'bold cyan')}  {name}: {safe_text(ranking.reason)}"

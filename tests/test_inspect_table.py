@@ -1,0 +1,418 @@
+"""A folder of checkpoints through the command line: every file gets a row, and the best one is the best."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Ran
+from support.strict_json import strictly
+
+from ckptool.layouts.directions import better_direction
+from ckptool.layouts.file_names import read_name
+
+Run = Callable[..., Ran]
+
+WEIGHTS = {"fc.weight": torch.ones(2, 3)}
+CALLBACK = "ModelCheckpoint{{'monitor': '{monitor}', 'mode': '{mode}', 'every_n_train_steps': 0}}"
+
+
+def save(path: Path, **extra: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": WEIGHTS, **extra}, path)
+    return path
+
+
+def lightning(path: Path, epoch: int, score: float, monitor: str = "val_loss", mode: str = "min") -> Path:
+    """Save what Lightning saves, as far as a table reads it."""
+    state = {"monitor": monitor, "best_model_score": torch.tensor(score), "current_score": torch.tensor(score)}
+    callbacks = {CALLBACK.format(monitor=monitor, mode=mode): state}
+    counts = {"epoch": epoch, "global_step": 10 * epoch, "pytorch-lightning_version": "2.6.6"}
+    return save(path, **counts, callbacks=callbacks)
+
+
+def table(run: Run, *args: object, status: int = 0) -> dict[str, Any]:
+    ran = run("inspect", "--json", *args)
+    assert ran.status == status, ran.err
+    return strictly(ran.out)
+
+
+def best(run: Run, *args: object) -> str:
+    ran = run("inspect", "--best", *args)
+    assert (ran.status, ran.err) == (0, "")
+    return Path(ran.out.removesuffix("\n")).name
+
+
+def refusal(run: Run, *args: object) -> str:
+    ran = run("inspect", *args)
+    assert (ran.status, ran.out) == (2, "")
+    return ran.err
+
+
+# What the files state, and what their names do.
+
+
+@pytest.mark.parametrize(
+    ("scores", "mode", "expected"),
+    [
+        ([0.5, 0.25, 0.4], "min", "1.ckpt"),
+        ([0.5, 0.25, 0.4], "max", "0.ckpt"),
+        ([0.25, 0.5, 0.25], "min", "0.ckpt"),
+        ([math.nan, 0.5, 0.75], "min", "1.ckpt"),
+        ([0.5, -math.inf, 0.75], "min", "0.ckpt"),
+        ([math.nan, 0.5, math.inf], "max", "1.ckpt"),
+    ],
+)
+def test_the_callback_s_own_metric_and_mode_rank(
+    scores: list[float], mode: str, expected: str, run: Run, tmp_path: Path
+) -> None:
+    for index, score in enumerate(scores):
+        lightning(tmp_path / f"{index}.ckpt", index, score, mode=mode)
+    assert best(run, tmp_path) == expected
+    found = table(run, tmp_path)
+    assert found["best"] == str(tmp_path / expected)
+    assert (found["metric"]["value"], found["mode"]["value"]) == ("val_loss", mode)
+    flagged = [entry for entry in found["files"] if entry["best"]]
+    assert [(Path(entry["path"]).name, entry["rank"]) for entry in flagged] == [(expected, 1)]
+    assert flagged[0]["reason"] == found["reason"]
+    unranked = {entry["path"] for entry in found["files"] if entry["rank"] is None}
+    assert unranked == {
+        str(tmp_path / f"{index}.ckpt") for index, score in enumerate(scores) if not math.isfinite(score)
+    }
+
+
+def test_lightning_s_own_files_are_ranked(run: Run, tmp_path: Path) -> None:
+    import lightning as pl
+
+    class Net(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = torch.nn.Linear(2, 1)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return self.fc(batch[0]).sum()
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.log("score", [0.1, 0.9, 0.4, 0.2][self.current_epoch])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(2, 2)))
+    saving = pl.pytorch.callbacks.ModelCheckpoint(
+        tmp_path, "{epoch}-{score:.2f}", monitor="score", mode="max", save_top_k=2, save_last=True
+    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(
+        max_epochs=4, callbacks=[saving], num_sanity_val_steps=0, accelerator="cpu", default_root_dir=tmp_path, **quiet
+    )
+    trainer.fit(Net(), data, data)
+    found = table(run, tmp_path)
+    assert found["best"] == saving.best_model_path
+    assert (found["metric"]["value"], found["mode"]["value"]) == ("score", "max")
+    facts = {Path(entry["path"]).name: (entry["epoch"]["value"], entry["rank"]) for entry in found["files"]}
+    assert facts["epoch=1-score=0.90.ckpt"] == (1, 1)
+    assert facts["last.ckpt"][0] == 2  # a copy of what was saved last, not of the last epoch
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["epoch=09-val_loss=0.38.ckpt", "epoch=10-val_loss=0.41.ckpt"], "epoch=09-val_loss=0.38.ckpt"),
+        (["acc1=76.2260.ckpt", "acc1=8.1.ckpt"], "acc1=76.2260.ckpt"),
+        (["checkpoint.pth.tar", "model_best.pth.tar"], "model_best.pth.tar"),
+        (["epoch_1_val_acc_0.71.pt", "epoch_2_val_acc_0.93.pt"], "epoch_2_val_acc_0.93.pt"),
+    ],
+)
+def test_names_tell_what_the_files_do_not(names: list[str], expected: str, run: Run, tmp_path: Path) -> None:
+    for name in names:
+        save(tmp_path / name)
+    assert best(run, tmp_path) == expected
+
+
+def test_what_a_file_states_outranks_its_name(run: Run, tmp_path: Path) -> None:
+    lightning(tmp_path / "epoch=1-val_loss=0.10.ckpt", 1, 0.5)
+    lightning(tmp_path / "epoch=2-val_loss=0.90.ckpt", 2, 0.25)
+    assert best(run, tmp_path) == "epoch=2-val_loss=0.90.ckpt"
+    named = save(tmp_path / "named" / "epoch=3-val_loss=0.2.pt")
+    entry = table(run, named.parent)["files"][0]
+    assert entry["metrics"] == {"val_loss": {"value": 0.2, "evidence": "from the file's name"}}
+    assert entry["epoch"] == {"value": 3, "evidence": "from the file's name"}
+    assert entry["training"]["epoch"] is None
+
+
+NAMES = {
+    "epoch=09-val_loss=0.38.ckpt": (9, None, {"val_loss": 0.38}),
+    "model-epoch=03-val_loss=0.20-v1.ckpt": (3, None, {"val_loss": 0.2}),
+    "epoch=1-step=300.ckpt": (1, 300, {}),
+    "acc1=76.2260.ckpt": (None, None, {"acc1": 76.226}),
+    "model_best.pth.tar": (None, None, {}),
+    "checkpoint-1500": (None, 1500, {}),
+    "global_step1000": (None, 1000, {}),
+    "iter_20000.pth": (None, 20000, {}),
+    "model_epoch_12_val_acc_0.91.pt": (12, None, {"val_acc": 0.91}),
+    "ckpt_epoch_300.pth": (300, None, {}),
+    "val_loss=-1e-05.ckpt": (None, None, {"val_loss": -1e-05}),
+    "acc10.5.pt": (None, None, {"acc": 10.5}),
+    "lr=0.1-seed=3.pt": (None, None, {}),
+    "v1.0_epoch=2.pt": (2, None, {}),
+    "resnet50-0676ba61.pth": (None, None, {}),
+    "vit_b_16-224.pt": (None, None, {}),
+    "epoch3.5.pt": (None, None, {}),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_read(name: str) -> None:
+    facts = read_name(name)
+    epoch, step = (fact and fact.value for fact in (facts.epoch, facts.global_step))
+    assert (epoch, step, {key: fact.value for key, fact in facts.metrics.items()}) == NAMES[name]
+
+
+@pytest.mark.parametrize(
+    ("direction", "metrics"),
+    [
+        ("min", "loss val_loss eval/loss valLoss perplexity wer error_rate fid_score rmse log_loss"),
+        ("max", "acc val/acc acc1 top5 mAP50 map miou f1 r2 eval_accuracy rouge1 bleu4 AUC psnr"),
+        (None, "metric score neg_mse loss_acc eval_runtime something"),
+    ],
+)
+def test_a_name_may_tell_its_direction(direction: str | None, metrics: str) -> None:
+    assert {metric: better_direction(metric) for metric in metrics.split()} == dict.fromkeys(metrics.split(), direction)
+
+
+# What is open is refused, with what settles it.
+
+
+def test_several_metrics_need_a_word(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", val_loss=0.1, val_acc=0.7, train_loss=0.3)
+    save(tmp_path / "b.pt", val_loss=0.2, val_acc=0.9, train_loss=0.1)
+    assert "val_loss, val_acc" in refusal(run, tmp_path, "--best")
+    found = table(run, tmp_path)
+    assert (found["best"], found["metric"]) == (None, None)
+    assert "--metric" in found["refusal"]
+    assert best(run, tmp_path, "--metric", "val_loss") == "a.pt"
+    assert best(run, tmp_path, "--metric", "val_acc") == "b.pt"
+    assert best(run, tmp_path, "--metric", "val_acc", "--mode", "min") == "a.pt"
+    assert "val_loss, val_acc, train_loss" in refusal(run, tmp_path, "--metric", "bleu")
+
+
+def test_the_score_of_held_out_data_counts_before_that_of_training(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", val_loss=0.1, train_loss=0.3)
+    save(tmp_path / "b.pt", val_loss=0.2, train_loss=0.1)
+    assert best(run, tmp_path) == "a.pt"
+
+
+def test_an_unknown_direction_needs_a_word(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", metric=0.1)
+    save(tmp_path / "b.pt", metric=0.2)
+    for args in (("--best",), ("--metric", "metric"), ("--best", "--json")):
+        assert "--mode" in refusal(run, tmp_path, *args)
+    assert table(run, tmp_path)["best"] is None
+    assert best(run, tmp_path, "--mode", "max") == "b.pt"
+    assert "min, max" in refusal(run, tmp_path, "--mode", "best")
+
+
+def test_the_best_score_so_far_is_no_file_s_own(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", best_acc1=0.7)
+    save(tmp_path / "b.pt", best_acc1=0.9)
+    assert "best_acc1" in refusal(run, tmp_path, "--best")
+    assert best(run, tmp_path, "--metric", "best_acc1") == "b.pt"
+    (tmp_path / "a.pt").rename(tmp_path / "model_best.pt")
+    assert best(run, tmp_path) == "model_best.pt"
+
+
+def test_trainers_that_disagree_need_a_word(run: Run, tmp_path: Path) -> None:
+    lightning(tmp_path / "a.ckpt", 1, 0.5)
+    lightning(tmp_path / "b.ckpt", 2, 0.9, monitor="val_acc", mode="max")
+    assert "val_loss, val_acc" in refusal(run, tmp_path, "--best")
+    lightning(tmp_path / "b.ckpt", 2, 0.9, mode="max")
+    assert "--mode" in refusal(run, tmp_path, "--best")
+
+
+def test_no_metric_anywhere_says_what_would_help(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt")
+    save(tmp_path / "b.pt")
+    assert "val_loss=0.38" in refusal(run, tmp_path, "--best")
+    ran = run("inspect", tmp_path)
+    assert (ran.status, ran.err) == (0, "")
+    assert [line.split("\t")[0] for line in ran.out.splitlines()] == ["file", "file", "refusal"]
+
+
+def test_a_file_without_weights_is_never_the_best(run: Run, tmp_path: Path) -> None:
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "val_loss=0.01.pt")
+    save(tmp_path / "val_loss=0.5.pt")
+    assert best(run, tmp_path) == "val_loss=0.5.pt"
+
+
+# What is in a folder.
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Make a folder as a training leaves it, with what may go wrong in one."""
+    folder = tmp_path / "runs"
+    lightning(folder / "epoch=1.ckpt", 1, 0.5)
+    lightning(folder / "epoch=2.ckpt", 2, 0.25)
+    save(folder / "without.pt")
+    whole = (folder / "epoch=1.ckpt").read_bytes()
+    (folder / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    (folder / "no suffix").write_bytes(whole)
+    (folder / "gone.ckpt").symlink_to("nowhere.ckpt")
+    (folder / "page.pt").write_text("<!doctype html>")
+    (folder / "hparams.yaml").write_text("lr: 0.1\n")
+    (folder / "train.log").write_bytes(b"50%\r\x1b[A100%\n")
+    (folder / "curve.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(20))
+    (folder / "events.out.tfevents.1").write_bytes(
+        bytes.fromhex("1800000000000000a37f4b22090000c0") + b"x" * 7 + b"brain.Event:2"
+    )
+    (folder / ".hidden").write_bytes(b"\xff\xfe")
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "pipe.pt")
+    lightning(folder / "version_1" / "deep.ckpt", 3, 0.125)
+    lightning(folder / ".trash" / "old.ckpt", 4, 0.0)
+    return folder
+
+
+READABLE = {"epoch=1.ckpt", "epoch=2.ckpt", "without.pt", "no suffix"}
+UNREADABLE = {"cut.ckpt", "gone.ckpt", "page.pt", "pipe.pt"}
+
+
+def test_every_checkpoint_of_a_folder_gets_a_row(run: Run, runs: Path) -> None:
+    found = table(run, runs, status=2)
+    entries = {Path(entry["path"]).name: entry for entry in found["files"]}
+    assert {name for name, entry in entries.items() if "error" in entry} == UNREADABLE
+    assert {name for name, entry in entries.items() if "error" not in entry} == READABLE
+    assert found["best"] == str(runs / "epoch=2.ckpt")
+    skipped = {"text": 2, "image": 1, "TensorBoard log": 1, "pipe": 1, "hidden file": 1, "folder": 2}
+    assert found["skipped"] == skipped
+    assert [entry["path"] for entry in found["files"]] == sorted(entry["path"] for entry in found["files"])
+    assert entries["epoch=2.ckpt"]["state_dicts"][0]["tensors"] == 1
+    assert entries["cut.ckpt"]["modified"].endswith("Z")
+
+
+def test_lines_say_the_same(run: Run, runs: Path) -> None:
+    ran = run("inspect", runs)
+    assert ran.status == 2
+    assert len(ran.err.splitlines()) == len(UNREADABLE)
+    records = [line.split("\t") for line in ran.out.splitlines()]
+    files = [cells for cells in records if cells[0] == "file"]
+    assert files[0][1:7] == ["best", str(runs / "epoch=2.ckpt"), "PyTorch Lightning", "2", "20", "0.25"]
+    assert {Path(cells[2]).name for cells in files} == READABLE
+    assert {Path(cells[1]).name for cells in records if cells[0] == "unreadable"} == UNREADABLE
+    assert all(len(cells) == 9 for cells in files)
+
+
+def test_best_prints_one_path_and_says_what_it_could_not_read(run: Run, runs: Path) -> None:
+    ran = run("inspect", runs, "--best")
+    assert (ran.status, ran.out) == (2, f"{runs / 'epoch=2.ckpt'}\n")
+    assert len(ran.err.splitlines()) == len(UNREADABLE)
+
+
+def test_folders_below_are_entered_when_asked(run: Run, runs: Path) -> None:
+    (runs / "loop").symlink_to(runs)
+    found = table(run, runs, "-r", status=2)
+    assert found["best"] == str(runs / "version_1" / "deep.ckpt")
+    assert found["skipped"]["folder"] == 2
+
+
+def test_an_empty_folder_says_what_would_fill_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nothing yet\n")
+    for args in ((), ("--json",), ("--best",)):
+        assert "1 other file" in refusal(run, tmp_path, *args)
+    save(tmp_path / "below" / "a.pt")
+    assert "-r" in refusal(run, tmp_path)
+    (tmp_path / "below" / "a.pt").unlink()
+    assert "save one into it" in refusal(run, tmp_path, "-r")
+
+
+def test_an_empty_folder_among_others_is_a_row(run: Run, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    found = table(run, save(tmp_path / "a.pt"), empty, status=2)
+    assert ["error" in entry for entry in found["files"]] == [False, True]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.iterdir
+
+    def iterdir(path: Path) -> Any:
+        if path.name == "version_1":
+            raise PermissionError(13, "Permission denied")
+        return whole(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    errors = {Path(entry["path"]).name for entry in table(run, runs, "-r", status=2)["files"] if "error" in entry}
+    assert errors == {*UNREADABLE, "version_1"}
+
+
+@pytest.mark.parametrize("data", ["{a}\n{b}\n", "{a}\n\n{b}", "{a}\0{b}\0"])
+def test_paths_come_from_standard_input(data: str, tmp_path: Path) -> None:
+    first, second = lightning(tmp_path / "a b.ckpt", 1, 0.5), lightning(tmp_path / "b.ckpt", 2, 0.25)
+    command = [sys.executable, "-m", "ckptool", "inspect", "-", "--best"]
+    ran = subprocess.run(command, input=data.format(a=first, b=second).encode(), capture_output=True, check=False)
+    assert (ran.returncode, ran.stdout.decode(), ran.stderr) == (0, f"{second}\n", b"")
+
+
+def test_standard_input_without_a_path_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    assert "names no path" in refusal(run, "-")
+
+
+def test_the_best_path_is_printed_byte_for_byte(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/val_loss=0.1-\xff\n\xc3\xa9.pt"
+    shutil.copy(save(tmp_path / "val_loss=0.5.pt"), name)
+    command = [sys.executable, "-m", "ckptool", "inspect", "--best", str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, check=True).stdout == name + b"\n"
+
+
+def test_several_processes_give_the_same_answer(run: Run, tmp_path: Path) -> None:
+    for index in range(20):
+        lightning(tmp_path / f"{index}.ckpt", index, abs(index - 7) / 8)
+    (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
+    answers = [run("inspect", tmp_path, *form, "--jobs", jobs) for form in ((), ("--json",)) for jobs in (1, 3)]
+    assert [ran.status for ran in answers] == [2] * 4
+    assert answers[0] == answers[1]
+    assert answers[2] == answers[3]
+    assert json.loads(answers[2].out)["best"] == str(tmp_path / "7.ckpt")
+
+
+def test_hostile_names_and_metrics_stay_one_record(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a\x1b[5m\n.pt", **{"x\n\x1b[2J_acc": 0.5, "acc": 10**400})  # a number of that length stays unread
+    for args in ((), ("--color", "always"), ("--json",)):
+        ran = run("inspect", tmp_path, *args)
+        assert ran.status == 0
+        assert "\x1b[5m" not in ran.out
+        assert "\x1b[2J" not in ran.out
+    assert run("inspect", tmp_path).out.count("\nmetric\t") == 1
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_view_fits_and_marks_the_best(width: int, run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    ran = run("inspect", runs, "--color", "always")
+    assert (ran.status, ran.err) == (2, "")
+    marked = [line for line in ran.out.splitlines() if "→" in line]
+    assert len(marked) == 1
+    assert "epoch=2.ckpt" in marked[0]
+    assert "0.25" in marked[0]
+    assert all(name in ran.out for name in READABLE | UNREADABLE)
+
+
+def test_lists_describe_one_file_after_the_other(run: Run, tmp_path: Path) -> None:
+    first, second = save(tmp_path / "a.pt"), save(tmp_path / "b.pt")
+    ran = run("inspect", tmp_path, "--tensors")
+    assert ran.status == 0
+    assert [line for line in ran.out.splitlines() if line.startswith("path\t")] == [f"path\t{first}", f"path\t{second}"]
+    assert ran.out.count("\ntensor\t") == 2
