@@ -24,18 +24,19 @@ ACTS = {
     "writing": "open('made', 'w').close()",
     "writing at a low level": "import os; os.close(os.open('made', os.O_WRONLY | os.O_CREAT))",
     "removing": "import os; os.remove('there')",
+    "temporary file": "import tempfile; tempfile.NamedTemporaryFile(dir='.').close()",
     "folder": "import os; os.mkdir('made')",
 }
 HARMLESS = {
     "import": "import this",
     "reading": "with open('there') as file: file.read()",
     "reading at a low level": "import os; os.close(os.open('there', os.O_RDONLY))",
+    "a file without a name": "import tempfile; tempfile.TemporaryFile().close()",
     "nowhere": "import os; open(os.devnull, 'w').close()",
 }
 ALLOWED = [
     ("writers/staging.py", "writing"),
     ("writers/staging.py", "removing"),
-    ("operations/gather.py", "writing"),
     ("loading/build.py", "import by its path"),
     ("verification/bench.py", "child"),
     ("cli/writing.py", "folder"),

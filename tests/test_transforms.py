@@ -303,7 +303,8 @@ def test_a_file_that_shrinks_is_one_sentence(
 
 def test_a_full_folder_for_temporary_files_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     small_blocks(monkeypatch, 0)
-    monkeypatch.setattr(gather.tempfile, "TemporaryFile", lambda buffering: io.FileIO("/dev/full", "wb"))
+    full = io.FileIO("/dev/full", "wb")
+    monkeypatch.setattr(gather.tempfile, "TemporaryFile", lambda buffering: full)
     with pytest.raises(UnreadableCheckpoint, match=r"cannot be copied to .* set TMPDIR to a folder"):
         values(view(MemoryBytes(random_bytes(40_000)), "float32", (100, 100), (1, 100)))
 

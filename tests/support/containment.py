@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ NBYTES = 1 << 30
 
 _PACKAGE = f"{Path(ckptool.__file__).parent}{os.sep}"
 _IMPORTLIB = ("<frozen importlib", f"{Path(importlib.__file__).parent}{os.sep}")
+_NAMELESS = tempfile.TemporaryFile.__code__
 _IMPORT_STATEMENT = dis.opmap["IMPORT_NAME"]
 
 _PROCESSES = (
@@ -46,7 +48,6 @@ _FORBIDDEN: dict[str, tuple[str, ...]] = {
     "reports": (*_PROCESSES, *_FILES, *_FOLDERS),
     "cli": (*_PROCESSES, *_FILES),  # --out-dir makes a folder
     "writers": _PROCESSES,
-    "operations/gather.py": (),  # keeps what it must read twice in a temporary file
     "operations/parallel.py": (),  # reads many files in processes of its own
     "loading": (),  # builds and runs the model that the user names
     "verification": (),
@@ -100,12 +101,15 @@ def _is_offence(event: str, args: tuple[Any, ...], frame: FrameType) -> bool:
 
 
 def _place(frame: FrameType | None, *, is_import: bool) -> str | None:
-    """Give the module of the package in which something happens; None where an import statement leads to it."""
+    """Give the module of the package in which something happens.
+
+    None where an import statement leads to it, or where it is a temporary file without a name.
+    """
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith(_IMPORTLIB):
             is_import = True
-        elif is_import and frame.f_code.co_code[frame.f_lasti] == _IMPORT_STATEMENT:
+        elif frame.f_code is _NAMELESS or (is_import and frame.f_code.co_code[frame.f_lasti] == _IMPORT_STATEMENT):
             return None
         elif name.startswith(_PACKAGE):
             # A module of the package that is being imported makes its own classes.
