@@ -13,10 +13,10 @@ import typer
 from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
 from ckptool.cli.terminal import Terminal, complain, detect, show
-from ckptool.errors import CkptoolError
+from ckptool.errors import CkptoolError, UnreadableCheckpoint
 
 if TYPE_CHECKING:  # its many result types would slow every other command's start
-    from ckptool.model.inspection import Inspection, InspectOptions, SortOrder
+    from ckptool.model.inspection import Inspection, InspectOptions, Safety, SortOrder
     from ckptool.reports.canvas import Canvas
 
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
@@ -104,7 +104,7 @@ def describe_each(
 ) -> Status:
     """Answer for one path after the other."""
     answers = [_answer(path, asked, view, terminal) for path in paths]
-    if view.json and answers[0].status is Status.DONE:
+    if view.json and answers[0].tells_more:
         _print_json(answers[0].document)
     return worst(*(answer.status for answer in answers))
 
@@ -116,13 +116,18 @@ class _Answer:
     status: Status
     document: dict[str, Any]
 
+    @property
+    def tells_more(self) -> bool:
+        """Tell whether the document says more than the sentence on stderr."""
+        return "error" not in self.document or "safety" in self.document
+
 
 def _answer(path: Path, asked: InspectOptions, view: options.AnswerOptions, terminal: Terminal) -> _Answer:
     try:
         inspection = _inspect_one(path, asked, quiet=view.quiet or view.json)
     except CkptoolError as error:
         complain(str(error))
-        return _Answer(Status.UNANSWERED, {"path": str(path), "error": str(error)})
+        return _refused(path, error, view, terminal)
     if view.json:
         return _Answer(Status.DONE, _document(inspection))
     if not view.quiet:
@@ -152,7 +157,33 @@ def _inspect_one(path: Path, asked: InspectOptions, *, quiet: bool) -> Inspectio
     from ckptool.reports.progress import ProgressBar
 
     with open_checkpoint(path) as checkpoint, ProgressBar(quiet=quiet) as progress:
-        return describe(checkpoint, asked, progress)
+        try:
+            return describe(checkpoint, asked, progress)
+        except UnreadableCheckpoint as error:  # values that --stats reads: the pickle was read before them
+            error.globals = checkpoint.globals
+            raise
+
+
+def _refused(path: Path, error: CkptoolError, view: options.AnswerOptions, terminal: Terminal) -> _Answer:
+    """Tell what the pickle named before the file turned out to be unreadable: damage hides nothing."""
+    from ckptool.operations.describe import judge_refused
+    from ckptool.reports.inspect import refused_document
+
+    safety = judge_refused(error.globals if isinstance(error, UnreadableCheckpoint) else ())
+    if safety.globals and not view.json and not view.quiet:
+        _print_refused(str(path), safety, terminal)
+    return _Answer(Status.UNANSWERED, refused_document(str(path), str(error), safety))
+
+
+def _print_refused(path: str, safety: Safety, terminal: Terminal) -> None:
+    if terminal.is_terminal:
+        from ckptool.reports.inspect_view import refused_view
+
+        show(refused_view(path, safety, canvas_of(terminal)))
+        return
+    from ckptool.reports.inspect_lines import refused_lines
+
+    show("".join([f"{line}\n" for line in refused_lines(path, safety)]))
 
 
 def _document(inspection: Inspection) -> dict[str, Any]:

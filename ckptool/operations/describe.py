@@ -107,6 +107,12 @@ def judge(uses: Sequence[GlobalUse]) -> Safety:
     return Safety(verdict, tuple(uses))
 
 
+def judge_refused(uses: Sequence[GlobalUse]) -> Safety:
+    """Judge what a pickle named before its file turned out to be unreadable, which is never clean."""
+    safety = judge(uses)
+    return safety if safety.verdict == "dangerous" else Safety("unknown", safety.globals)
+
+
 def _plain(training: Training) -> Training:
     """Bring every value that a file states into plain words; the hyperparameters stay as they are."""
     named = {field.name: getattr(training, field.name) for field in fields(training)}

@@ -11,6 +11,7 @@ from ckptool.model.inspection import (
     Inspection,
     KeySummary,
     ModuleNode,
+    Safety,
     StateDictSummary,
     TensorRow,
 )
@@ -37,7 +38,7 @@ def document(inspection: Inspection) -> dict[str, Any]:
         "training": _training(inspection.training),
         "hyper_parameters": inspection.hyper_parameters,
         "ties": [list(names) for names in inspection.ties],
-        "safety": {"verdict": inspection.safety.verdict, "globals": list(map(_global, inspection.safety.globals))},
+        "safety": _safety(inspection.safety),
         "architecture": inspection.architecture and _architecture(inspection.architecture),
         "notes": list(map(asdict, inspection.notes)),
         "next": inspection.next.command,
@@ -52,6 +53,16 @@ def document(inspection: Inspection) -> dict[str, Any]:
 
 def _shard(shard: Shard) -> dict[str, Any]:
     return {"name": shard.name, "bytes": shard.nbytes, "tensors": len(shard.keys)}
+
+
+def refused_document(path: str, reason: str, safety: Safety) -> dict[str, Any]:
+    """Lay out why a file could not be read and, where there is any, what its pickle named until then."""
+    found = {"safety": _safety(safety)} if safety.globals else {}
+    return {"path": path, "error": reason, **found}
+
+
+def _safety(safety: Safety) -> dict[str, Any]:
+    return {"verdict": safety.verdict, "globals": list(map(_global, safety.globals))}
 
 
 def _state_dict(summary: StateDictSummary) -> dict[str, Any]:

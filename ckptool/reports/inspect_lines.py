@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from ckptool.model.inspection import Architecture, Inspection, KeySummary, ModuleNode, StateDictSummary, TensorRow
+from ckptool.model.inspection import (
+    Architecture,
+    Inspection,
+    KeySummary,
+    ModuleNode,
+    Safety,
+    StateDictSummary,
+    TensorRow,
+)
 from ckptool.model.plans import KeyMove
 from ckptool.model.training import Fact, Training
 from ckptool.reports.text import row, shape_text
@@ -29,14 +37,24 @@ def lines(inspection: Inspection) -> Iterator[str]:
     yield from _values("hyper_parameter", inspection.hyper_parameters)
     yield from _values("metadata", inspection.metadata)
     yield from (row("tie", *names) for names in inspection.ties)
-    yield row("safety", inspection.safety.verdict)
-    for use in inspection.safety.globals:
-        yield row("global", use.ref.full_name, use.ref.severity, use.where, "called" if use.called else "named")
+    yield from _safety(inspection.safety)
     if inspection.architecture is not None:
         yield from _architecture(inspection.architecture)
     yield from (row("note", note.code, note.text) for note in inspection.notes)
     yield row("next", inspection.next.command, inspection.next.reason)
     yield from _lists(inspection)
+
+
+def refused_lines(path: str, safety: Safety) -> Iterator[str]:
+    """Yield what the pickle of a file named before the file turned out to be unreadable."""
+    yield row("path", path)
+    yield from _safety(safety)
+
+
+def _safety(safety: Safety) -> Iterator[str]:
+    yield row("safety", safety.verdict)
+    for use in safety.globals:
+        yield row("global", use.ref.full_name, use.ref.severity, use.where, "called" if use.called else "named")
 
 
 def _state_dict(summary: StateDictSummary) -> Iterator[str]:

@@ -10,7 +10,16 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from ckptool.model.inspection import Architecture, DiskUse, Inspection, KeySummary, Layer, ModuleNode, StateDictSummary
+from ckptool.model.inspection import (
+    Architecture,
+    DiskUse,
+    Inspection,
+    KeySummary,
+    Layer,
+    ModuleNode,
+    Safety,
+    StateDictSummary,
+)
 from ckptool.model.plans import KeyMove, Wrapper
 from ckptool.model.training import Fact, Training
 from ckptool.model.values import GlobalUse
@@ -62,6 +71,13 @@ def view(inspection: Inspection, canvas: Canvas) -> str:
     )
 
 
+def refused_view(path: str, safety: Safety, canvas: Canvas) -> str:
+    """Draw what the pickle of a file named before the file turned out to be unreadable."""
+    grid = _grid()
+    grid.add_row(Text("Safety"), Text("\n").join([_foreign(path, "bold"), *_judged(safety, canvas)]))
+    return canvas.draw(grid)
+
+
 def _head(inspection: Inspection, canvas: Canvas) -> Panel:
     producer = " ".join(filter(None, (inspection.producer.name, inspection.producer.version)))
     container = _container(inspection)
@@ -88,13 +104,18 @@ def _measure(summary: StateDictSummary) -> list[str]:
 
 
 def _sections(inspection: Inspection, canvas: Canvas) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold cyan", no_wrap=True, min_width=_TITLE_WIDTH - 2)
-    grid.add_column(overflow="fold")
+    grid = _grid()
     for title, draw in _SECTIONS.items():
         lines = list(draw(inspection, canvas))
         if lines:
             grid.add_row(Text(title), Text("\n").join(lines))
+    return grid
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold cyan", no_wrap=True, min_width=_TITLE_WIDTH - 2)
+    grid.add_column(overflow="fold")
     return grid
 
 
@@ -287,7 +308,10 @@ def _setting(name: str, phrase: str) -> Text:
 
 
 def _safety(inspection: Inspection, canvas: Canvas) -> Lines:
-    safety = inspection.safety
+    return _judged(inspection.safety, canvas)
+
+
+def _judged(safety: Safety, canvas: Canvas) -> Lines:
     style, verdict = _VERDICTS[safety.verdict]
     mark = canvas.glyphs.yes if safety.verdict == "clean" else canvas.glyphs.no
     yield _joined([Text(f"{mark} {verdict}", style), _named_globals(safety.globals)], canvas)

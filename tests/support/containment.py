@@ -103,22 +103,18 @@ def _is_offence(event: str, args: tuple[Any, ...], frame: FrameType) -> bool:
 def _place(frame: FrameType | None, *, is_import: bool) -> str | None:
     """Give the module of the package in which something happens.
 
-    None where an import statement leads to it, or where it is a temporary file without a name.
+    None where a module is being imported by a statement, or where it is a temporary file without a name.
     """
+    place = None
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(_IMPORTLIB):
-            is_import = True
-        elif frame.f_code is _NAMELESS or (is_import and frame.f_code.co_code[frame.f_lasti] == _IMPORT_STATEMENT):
+        code = frame.f_code
+        if code is _NAMELESS or (is_import and code.co_code[frame.f_lasti] == _IMPORT_STATEMENT):
             return None
-        elif name.startswith(_PACKAGE):
-            # A module of the package that is being imported makes its own classes.
-            is_importing = getattr(frame.f_globals.get("__spec__"), "_initializing", False)
-            return None if is_importing else name[len(_PACKAGE) :]
-        else:
-            is_import = False
+        is_import = code.co_filename.startswith(_IMPORTLIB)
+        if place is None and code.co_filename.startswith(_PACKAGE):
+            place = code.co_filename[len(_PACKAGE) :]
         frame = frame.f_back
-    return None
+    return place
 
 
 @contextmanager
