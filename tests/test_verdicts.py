@@ -160,6 +160,8 @@ def test_what_was_named_before_the_damage_is_shown(run: Run, tmp_path: Path, nam
     assert "__builtin__.eval" in ran.out
     assert "dangerous: it can run commands" in ran.out
     assert run("inspect", path, "--quiet").out == ""
+    _, row = json.loads(run("inspect", path, path, "--json").out)["files"]
+    assert row["safety"] == answer["safety"]
 
 
 def test_a_legacy_stream_cut_anywhere_behind_the_call_names_it(run: Run, tmp_path: Path) -> None:

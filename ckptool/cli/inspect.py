@@ -169,7 +169,7 @@ def _refused(path: Path, error: CkptoolError, view: options.AnswerOptions, termi
     from ckptool.operations.describe import judge_refused
     from ckptool.reports.inspect import refused_document
 
-    safety = judge_refused(error.globals if isinstance(error, UnreadableCheckpoint) else ())
+    safety = judge_refused(error)
     if safety.globals and not view.json and not view.quiet:
         _print_refused(str(path), safety, terminal)
     return _Answer(Status.UNANSWERED, refused_document(str(path), str(error), safety))

@@ -16,12 +16,12 @@ from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.model.folder import FileRow, Mode, Ranking, Table
 from ckptool.model.inspection import InspectOptions
-from ckptool.operations.describe import describe
+from ckptool.operations.describe import describe, judge_refused
 from ckptool.operations.folder import Found, describe_row, find, read_row, unreadable_row
 from ckptool.operations.parallel import map_in_order
 from ckptool.operations.ranking import rank
 from ckptool.reports.folder import table_document, table_lines
-from ckptool.reports.inspect import SCHEMA, document
+from ckptool.reports.inspect import SCHEMA, document, refused_document
 from ckptool.reports.json import to_json
 from ckptool.reports.text import safe_text
 
@@ -113,7 +113,7 @@ def _read_one(asked: InspectOptions | None, path: Path) -> Answer:
         with open_checkpoint(path) as checkpoint:
             return describe_row(checkpoint), document(describe(checkpoint, asked))
     except CkptoolError as error:
-        return unreadable_row(path, str(error)), {"path": str(path), "error": str(error)}
+        return unreadable_row(path, str(error)), refused_document(str(path), str(error), judge_refused(error))
 
 
 def _settle(ranking: Ranking, choice: TableOptions, paths: Sequence[Path]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from fnmatch import translate
 from typing import Any, NamedTuple
 
-from ckptool.errors import PlanRefused
+from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint
 from ckptool.layouts import plan_keys, read_training, select
 from ckptool.model import dtypes
 from ckptool.model.checkpoint import Checkpoint
@@ -107,9 +107,9 @@ def judge(uses: Sequence[GlobalUse]) -> Safety:
     return Safety(verdict, tuple(uses))
 
 
-def judge_refused(uses: Sequence[GlobalUse]) -> Safety:
+def judge_refused(error: CkptoolError) -> Safety:
     """Judge what a pickle named before its file turned out to be unreadable, which is never clean."""
-    safety = judge(uses)
+    safety = judge(error.globals if isinstance(error, UnreadableCheckpoint) else ())
     return safety if safety.verdict == "dangerous" else Safety("unknown", safety.globals)
 
 
