@@ -79,9 +79,11 @@ def _run(argv: list[str] | None) -> int:
 def _import_commands(words: set[str]) -> None:
     """Import what registers the commands that are named, or all of them where none is (help, a misspelling)."""
     writing = {"strip-prefixes", "convert"}
-    everything = not words & {"inspect", "verify", *writing}
+    everything = not words & {"inspect", "diff", "verify", *writing}
     if everything or "inspect" in words:
         import ckptool.cli.inspect
+    if everything or "diff" in words:
+        import ckptool.cli.diff
     if everything or words & writing:
         import ckptool.cli.writing
     if everything or "verify" in words:

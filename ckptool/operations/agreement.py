@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptool.errors import PlanRefused
 from ckptool.layouts.segments import quoted
+from ckptool.model.comparison import ratio
 from ckptool.model.dtypes import BY_NAME, DType
 from ckptool.model.plans import Payload
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.model.verification import Check, VerifyOptions
 from ckptool.operations.cast_kernels import cast_bytes, widen
+from ckptool.operations.differences import RUN_ELEMENTS as TALLY_ELEMENTS
+from ckptool.operations.differences import DifferenceTally, equal_values
 from ckptool.operations.digest import digest
 from ckptool.operations.opening import OpenedCheckpoint
+from ckptool.operations.pairing import Tensor, Tensors, by_common_names, find_view, kind_text
+from ckptool.operations.runs import Run, paired_runs, same_bytes
 from ckptool.operations.transforms import payload_of
 from ckptool.operations.values import decode, has_numbers
 
-Tensors: TypeAlias = Mapping[str, TensorSpec | OpaqueTensor]
-
 CHECK = "agreement.tensors"
 GOLDEN_KEY = "ckptool.golden"  # metadata of a file of recorded answers
-_RUN_ELEMENTS = 1 << 16  # casts take a multiple of 16; what is computed together stays in the L2 cache
 _EXAMPLES = 10
 
 # What a conversion may have rounded to, the finest first, with the largest relative error of one rounding. A tensor
@@ -122,16 +123,7 @@ def view_other(other: OpenedCheckpoint, options: VerifyOptions) -> OpenedCheckpo
 
     What was written from the averaged weights of a container, or from a subtree, holds these alone.
     """
-    subtrees = (options.keys, replace(options.keys, select=None))
-    views = [OpenedCheckpoint(other.checkpoint, role, keys) for keys in subtrees for role in (options.weights, "main")]
-    return next((view for view in views if _is_there(view)), views[0])
-
-
-def _is_there(view: OpenedCheckpoint) -> bool:
-    try:
-        return bool(view.plan.moves)
-    except PlanRefused as refused:
-        return refused.code != "not-found"
+    return find_view(other, options.weights, options.keys)
 
 
 def check_tensors(
@@ -141,7 +133,7 @@ def check_tensors(
 
     :raises CkptoolError: one of the files cannot be read, or which weights are meant is open.
     """
-    agreement = compare_tensors(*_by_common_names(opened, other), progress or NoProgress())
+    agreement = compare_tensors(*by_common_names(opened, other), progress or NoProgress())
     return judge_agreement(agreement, other.checkpoint.path, options), agreement
 
 
@@ -165,25 +157,6 @@ def check_digest(found: str | None, recorded: str | None, golden: Path) -> Check
     return Check(CHECK, "skip", message, evidence)
 
 
-def _by_common_names(ours: OpenedCheckpoint, theirs: OpenedCheckpoint) -> tuple[Tensors, Tensors]:
-    """Give the tensors of both by clean name; where none is common, the names of one are the reference of the other."""
-    named = ours.tensors, theirs.tensors
-    if named[0].keys() & named[1].keys():
-        return named
-    towards = (_named_as(ours, named[1]), named[1]), (named[0], _named_as(theirs, named[0]))
-    return next((pair for pair in towards if pair[0].keys() & pair[1].keys()), named)
-
-
-def _named_as(view: OpenedCheckpoint, wanted: Tensors) -> Tensors:
-    reference = {name: tensor.shape for name, tensor in wanted.items()}
-    try:
-        plan = view.plan_for(replace(view.keys, reference=reference))
-    except PlanRefused:
-        return view.tensors
-    found = view.state_dict.tensors
-    return {move.target or move.source: found[move.source] for move in plan.moves if move.source in found}
-
-
 def compare_tensors(ours: Tensors, theirs: Tensors, progress: Progress) -> TensorAgreement:
     """Compare tensors by name; each pair is read at most twice.
 
@@ -194,8 +167,7 @@ def compare_tensors(ours: Tensors, theirs: Tensors, progress: Progress) -> Tenso
     sorted_out = _Sorted()
     progress.start("comparing", sum(ours[name].nbytes for name in common))
     for name in common:
-        sorted_out.add(name, ours[name], theirs[name])
-        progress.advance(ours[name].nbytes)
+        sorted_out.add(name, ours[name], theirs[name], progress)
     return TensorAgreement(
         identical=tuple(sorted_out.identical),
         different=tuple(sorted_out.different),
@@ -213,63 +185,43 @@ class _Sorted:
     misfits: list[tuple[str, str, str]] = field(default_factory=list)
     uncompared: list[str] = field(default_factory=list)
 
-    def add(self, name: str, ours: TensorSpec | OpaqueTensor, theirs: TensorSpec | OpaqueTensor) -> None:
+    def add(self, name: str, ours: Tensor, theirs: Tensor, progress: Progress) -> None:
         if isinstance(ours, OpaqueTensor) and isinstance(theirs, OpaqueTensor):
             self.uncompared.append(name)
         elif isinstance(ours, OpaqueTensor) or isinstance(theirs, OpaqueTensor) or ours.shape != theirs.shape:
-            self.misfits.append((name, _show(ours), _show(theirs)))
+            self.misfits.append((name, kind_text(ours), kind_text(theirs)))
         else:
-            self._add_dense(name, ours, theirs)
+            self._add_dense(name, ours, theirs, progress)
 
-    def _add_dense(self, name: str, ours: TensorSpec, theirs: TensorSpec) -> None:
+    def _add_dense(self, name: str, ours: TensorSpec, theirs: TensorSpec, progress: Progress) -> None:
         pair = payload_of(ours, key=name), payload_of(theirs, key=name)
-        if ours.dtype == theirs.dtype and _same_bytes(*pair):
+        if ours.dtype == theirs.dtype and same_bytes(*pair, progress):
             self.identical.append(name)
         elif has_numbers(ours.dtype) and has_numbers(theirs.dtype):
-            self.different.append(_measure(name, *pair))
+            self.different.append(_measure(name, *pair, progress))
         else:
             self.uncompared.append(name)
 
 
-def _show(tensor: TensorSpec | OpaqueTensor) -> str:
-    if isinstance(tensor, OpaqueTensor):
-        return f"{tensor.kind} ({tensor.detail})"
-    return f"{tensor.dtype.name} {list(tensor.shape)}"
-
-
-def _same_bytes(ours: Payload, theirs: Payload) -> bool:
-    return all(bool(np.array_equal(a, b)) for a, b in zip(_runs(ours), _runs(theirs), strict=True))
-
-
-def _runs(payload: Payload) -> Iterator[NDArray[Any]]:
-    """Yield the bytes of the same number of elements at a time, whatever chunks the source gives them in."""
-    size = _RUN_ELEMENTS * payload.dtype.itemsize
-    rest = bytearray()
-    for extent in payload.extents:
-        for chunk in extent.source.stream(extent.offset, extent.nbytes):
-            rest += chunk
-            whole = len(rest) // size * size
-            ready, rest = np.frombuffer(bytes(rest[:whole]), np.uint8), rest[whole:]
-            yield from (ready[start : start + size] for start in range(0, whole, size))
-    if rest:
-        yield np.frombuffer(bytes(rest), np.uint8)
-
-
-def _measure(name: str, ours: Payload, theirs: Payload) -> TensorDifference:
-    counted = _Counted(ours.dtype, theirs.dtype, _candidates(ours.dtype, theirs.dtype))
+def _measure(name: str, ours: Payload, theirs: Payload, progress: Progress) -> TensorDifference:
+    rounding = _Rounding(ours.dtype, theirs.dtype, _candidates(ours.dtype, theirs.dtype))
+    tally = DifferenceTally()
     with np.errstate(all="ignore"):
-        for a, b in zip(_runs(ours), _runs(theirs), strict=True):
-            counted.add(a, b)
+        for mine, yours in paired_runs(ours, theirs, TALLY_ELEMENTS):
+            rounding.narrow(mine, yours)
+            tally.add(decode(yours, theirs.dtype), decode(mine, ours.dtype))
+            progress.advance(len(mine))
+    error = ratio(tally.change_norm, tally.weight_norm)
     return TensorDifference(
         name=name,
         ours=ours.dtype.name,
         theirs=theirs.dtype.name,
         elements=ours.numel,
-        changed=counted.changed,
-        broken=counted.broken,
-        largest=counted.largest,
-        relative_error=counted.relative_error,
-        rounded=counted.rounded,
+        changed=tally.changed,
+        broken=tally.broken,
+        largest=float(tally.largest),
+        relative_error=error,
+        rounded=rounding.conclude(changed=tally.changed, broken=tally.broken, relative_error=error),
     )
 
 
@@ -282,73 +234,41 @@ def _candidates(ours: DType, theirs: DType) -> list[DType]:
 
 
 @dataclass(slots=True)
-class _Counted:
-    """Accumulate runs of one pair; of ``possible`` stay the roundings that explain everything so far."""
+class _Rounding:
+    """Look for the one rounding that explains a pair; of ``possible`` stay those that explain everything so far."""
 
     ours: DType
     theirs: DType
     possible: list[DType]
-    changed: int = 0
-    broken: int = 0
-    largest: float = 0.0
-    error: float = 0.0
-    norm: float = 0.0
 
-    def add(self, a_bytes: NDArray[Any], b_bytes: NDArray[Any]) -> None:
-        """Count one run of both."""
+    def narrow(self, ours: Run, theirs: Run) -> None:
+        """Look at one run of both."""
+        if not self.possible:
+            return
+        a_bytes, b_bytes = np.frombuffer(ours, np.uint8), np.frombuffer(theirs, np.uint8)
         a, b = decode(a_bytes, self.ours), decode(b_bytes, self.theirs)
-        equal = _equal(a, b)
         self.possible = [
             dtype
             for dtype in self.possible
-            if _equal(_rounded(a_bytes, self.ours, dtype), b).all()
-            or _equal(_rounded(b_bytes, self.theirs, dtype), a).all()
+            if equal_values(_rounded(a_bytes, self.ours, dtype), b).all()
+            or equal_values(_rounded(b_bytes, self.theirs, dtype), a).all()
         ]
-        finite = np.isfinite(a) & np.isfinite(b)
-        self.changed += int(np.count_nonzero(~equal))
-        self.broken += int(np.count_nonzero(~finite & ~equal))
-        self._add_numbers(_wide(a[finite]), _wide(b[finite]))
 
-    def _add_numbers(self, a: NDArray[Any], b: NDArray[Any]) -> None:
-        if a.size:
-            distance = np.abs(a - b)
-            self.largest = max(self.largest, float(distance.max()))
-            self.error += float(distance @ distance)
-            self.norm += float(np.vdot(b, b).real)
-
-    @property
-    def relative_error(self) -> float:
-        """Relate the distance to the size; infinite where there is a distance from nothing."""
-        if self.norm:
-            return math.sqrt(self.error / self.norm)
-        return math.inf if self.error else 0.0
-
-    @property
-    def rounded(self) -> str | None:
+    def conclude(self, *, changed: int, broken: int, relative_error: float) -> str | None:
         """Name the finest rounding that explains all and leaves the values much as they were."""
         coarser = coarsest((self.ours.name, self.theirs.name))
-        if not self.changed:
+        if not changed:
             return coarser if self.ours.name in _ROUNDING else self.ours.name
-        if self.broken or self.relative_error > _LARGEST_LOSS:
+        if broken or relative_error > _LARGEST_LOSS:
             return None
         if self.possible:
             return self.possible[0].name
         is_cast = self.ours != self.theirs and self.ours.name in _ROUNDING and self.theirs.name in _ROUNDING
-        return coarser if is_cast and self.relative_error <= 2 * _ROUNDING[coarser] else None
-
-
-def _equal(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
-    """Compare values; NaN is NaN, and the zeros are one."""
-    same: NDArray[np.bool_] = (a == b) | ((a != a) & (b != b))
-    return same
+        return coarser if is_cast and relative_error <= 2 * _ROUNDING[coarser] else None
 
 
 def _rounded(data: NDArray[Any], source: DType, target: DType) -> NDArray[Any]:
     return widen(cast_bytes(data, source, target).view(np.uint8), target)
-
-
-def _wide(values: NDArray[Any]) -> NDArray[Any]:
-    return values.astype("<c16" if values.dtype.kind == "c" else "<f8", copy=False)
 
 
 def judge_agreement(agreement: TensorAgreement, other: Path, options: VerifyOptions) -> Check:

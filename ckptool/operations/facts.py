@@ -34,7 +34,7 @@ NO_FACTS = CarriedFacts({}, frozenset())
 def facts_as_text(checkpoint: Checkpoint, selection: Selection) -> CarriedFacts:
     """Write training facts and hyperparameters as JSON texts, sorted, so that the same input gives the same bytes."""
     training = read_training(checkpoint, selection)
-    said = _said(training)
+    said = facts_said(training)
     text = {CARRIED_TRAINING: _json(said)} if said else {}
     if training.hyper_parameters:
         text[CARRIED_HYPER_PARAMETERS] = _json(to_plain(training.hyper_parameters))
@@ -43,7 +43,8 @@ def facts_as_text(checkpoint: Checkpoint, selection: Selection) -> CarriedFacts:
     return CarriedFacts(text, frozenset(places.union(training.hyper_parameter_sources)))
 
 
-def _said(training: Training) -> dict[str, Any]:
+def facts_said(training: Training) -> dict[str, Any]:
+    """Give the training facts as plain values, by name; what the file does not say is not there."""
     single = {name: getattr(training, name) for name in SINGLE_FACTS}
     tables = {name: getattr(training, name) for name in FACT_TABLES}
     return {

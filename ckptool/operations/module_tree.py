@@ -53,7 +53,7 @@ class _Folder:
     shapes: dict[object, int] = field(default_factory=dict)
 
     def fold(self, name: str, branch: Branch) -> tuple[ModuleNode, int]:
-        name, branch = _follow_chain(name, branch)
+        name, branch = follow_chain(name, branch)
         folded = [self.fold(segment, below) for segment, below in branch.below.items()]
         children = [child for child, _ in folded]
         leaf = branch.leaf
@@ -91,7 +91,8 @@ def elements_of(row: TensorRow) -> int:
     return 0 if row.shape is None else math.prod(row.shape)
 
 
-def _follow_chain(name: str, branch: Branch) -> tuple[str, Branch]:
+def follow_chain(name: str, branch: Branch) -> tuple[str, Branch]:
+    """Go down while there is only one way, and join the names; give the joined name and where it leads."""
     # A number stays alone: only then can it be joined with its neighbours.
     if is_number(name):
         return name, branch

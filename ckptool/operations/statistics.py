@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptool.model.plans import Payload
 from ckptool.model.results import TensorStatistics
 from ckptool.model.values import TensorSpec
+from ckptool.operations.runs import element_runs
 from ckptool.operations.transforms import payload_of
 from ckptool.operations.values import decode, has_numbers
-
-_RUN_ELEMENTS = 1 << 16  # what is computed together stays in the L2 cache
 
 
 def tensor_statistics(spec: TensorSpec, *, key: str = "") -> TensorStatistics | None:
@@ -34,22 +31,6 @@ def tensor_statistics(spec: TensorSpec, *, key: str = "") -> TensorStatistics | 
         for run in element_runs(payload_of(spec, key=key)):
             counted.add(decode(run, spec.dtype))
     return counted.result()
-
-
-def element_runs(payload: Payload) -> Iterator[memoryview]:
-    """Yield the bytes of whole elements, a run at a time; a run is valid until the next one is asked for.
-
-    :raises UnreadableCheckpoint: the bytes cannot be read, or do not match their checksum.
-    """
-    size = payload.dtype.itemsize
-    for extent in payload.extents:
-        rest = b""
-        for chunk in extent.source.stream(extent.offset, extent.nbytes):
-            data = memoryview(rest + bytes(chunk)) if rest else chunk
-            end = len(data) // size * size
-            for start in range(0, end, _RUN_ELEMENTS * size):
-                yield data[start : min(start + _RUN_ELEMENTS * size, end)]
-            rest = bytes(data[end:])
 
 
 @dataclass(slots=True)

@@ -16,7 +16,8 @@ from ckptool.model.results import TensorStatistics
 from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, Storage, TensorSpec
 from ckptool.operations.health.fingerprint import Fingerprint, Sampler
-from ckptool.operations.statistics import StatisticsTally, element_runs
+from ckptool.operations.runs import element_runs
+from ckptool.operations.statistics import StatisticsTally
 from ckptool.operations.transforms import payload_of
 from ckptool.operations.values import decode, has_numbers
 

@@ -1,0 +1,187 @@
+"""Compare tensors of two checkpoints pair by pair: bytes first, numbers where the bytes differ, on every core."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from ckptool.model.comparison import KindChange, Outcome, ValueChange
+from ckptool.model.dtypes import DType
+from ckptool.model.plans import Payload
+from ckptool.model.sources import Progress
+from ckptool.model.values import OpaqueTensor, TensorSpec
+from ckptool.operations.nested import values_differ
+from ckptool.operations.pairing import Tensor, kind_text
+from ckptool.operations.runs import element_runs, same_bytes
+from ckptool.operations.transforms import payload_of
+
+_MAX_THREADS = 8  # each holds a few MB
+_ALONE_BYTES = 8 << 20  # what takes less time than starting threads
+
+
+class Pair(NamedTuple):
+    """Hold the two tensors of one name."""
+
+    key: str
+    a: Tensor
+    b: Tensor
+
+
+Finding = ValueChange | KindChange | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Two numbers are the same where ``|b - a| <= atol + rtol * |a|``."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+
+
+def compare_pairs(pairs: Sequence[Pair], tolerance: Tolerance, progress: Progress) -> list[Finding]:
+    """Compare every pair; None where both are equal to the bit. Tied tensors are read once.
+
+    :raises UnsupportedTensor: a tensor expands far beyond its storage.
+    :raises UnreadableCheckpoint: bytes cannot be read, or do not match their checksum.
+    """
+    distinct = {_identity(pair): pair for pair in reversed(pairs)}
+    largest_first = sorted(distinct.values(), key=lambda pair: -pair.a.nbytes)
+    progress.start("comparing", sum(pair.a.nbytes for pair in largest_first))
+    work = _Work(tolerance, _Shared(progress))
+    found = dict(zip(map(_identity, largest_first), work.compare_all(largest_first), strict=True))
+    return [_under(pair.key, found[_identity(pair)]) for pair in pairs]
+
+
+def _identity(pair: Pair) -> Any:
+    if isinstance(pair.a, TensorSpec) and isinstance(pair.b, TensorSpec):
+        return pair.a.view_key, pair.b.view_key
+    return pair.key
+
+
+def _under(key: str, finding: Finding) -> Finding:
+    if isinstance(finding, ValueChange):
+        return finding if finding.key == key else replace(finding, key=key)
+    return finding if finding is None else finding._replace(key=key)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Stopped(Exception):
+    """Leave a thread whose answer nobody waits for any more."""
+
+
+class _Shared:
+    """Count bytes from several threads, and stop them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def start(self, label: str, total_bytes: int) -> None:
+        """Begin one task."""
+        self._progress.start(label, total_bytes)
+
+    def advance(self, nbytes: int) -> None:
+        """Count bytes, or leave."""
+        if self.stopped:
+            raise _Stopped
+        with self._lock:
+            self._progress.advance(nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    tolerance: Tolerance
+    progress: _Shared
+
+    def compare_all(self, pairs: Sequence[Pair]) -> list[Finding]:
+        threads = min(_cores(), _MAX_THREADS, len(pairs))
+        if threads < 2 or sum(pair.a.nbytes for pair in pairs) < _ALONE_BYTES:
+            return [self.compare(pair) for pair in pairs]
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                return list(pool.map(self.compare, pairs))
+            except BaseException:
+                self.progress.stopped = True
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def compare(self, pair: Pair) -> Finding:
+        if isinstance(pair.a, TensorSpec) and isinstance(pair.b, TensorSpec):
+            if pair.a.shape != pair.b.shape:
+                return _kind_change(pair)
+            return self._compare_dense(pair.key, pair.a, pair.b)
+        if isinstance(pair.a, TensorSpec) or isinstance(pair.b, TensorSpec):
+            return _kind_change(pair)
+        return self._compare_opaque(pair.key, pair.a, pair.b)
+
+    def _compare_dense(self, key: str, a: TensorSpec, b: TensorSpec) -> Finding:
+        one, other = payload_of(a, key=key), payload_of(b, key=key)
+        if a.dtype == b.dtype and same_bytes(one, other, self.progress):
+            return None
+        if not (_has_numbers(a.dtype) and _has_numbers(b.dtype)):
+            return self._without_numbers(key, a, one, other)
+        return self._measure(key, a, one, other)
+
+    def _measure(self, key: str, a: TensorSpec, one: Payload, other: Payload) -> ValueChange:
+        from ckptool.operations.differences import DifferenceTally, measure  # NumPy, which equal files do without
+
+        tally = DifferenceTally(self.tolerance.rtol, self.tolerance.atol)
+        measure(one, other, tally, self.progress)
+        outcome: Outcome = "changed" if tally.beyond else "close" if tally.changed else "same"
+        return ValueChange(
+            key=key,
+            outcome=outcome,
+            dtype_a=one.dtype.name,
+            dtype_b=other.dtype.name,
+            shape=a.shape,
+            elements=a.numel,
+            changed=tally.changed,
+            beyond=tally.beyond,
+            broken=tally.broken,
+            max_abs=tally.overall(tally.largest),
+            mean_abs=tally.mean,
+            max_rel=float(tally.overall(tally.largest_rel)),
+            cosine=tally.cosine,
+            change_norm=tally.change_norm,
+            weight_norm=tally.weight_norm,
+        )
+
+    def _without_numbers(self, key: str, a: TensorSpec, one: Payload, other: Payload) -> ValueChange:
+        for payload in (one, other):  # to the end: their checksums decide whether the bytes are to be trusted
+            for _ in element_runs(payload):
+                pass
+        names = one.dtype.name, other.dtype.name
+        detail = f"other bytes of {names[0]}" if names[0] == names[1] else f"{' and '.join(names)} share no numbers"
+        return ValueChange(key, "unknown", *names, a.shape, a.numel, detail=detail)
+
+    def _compare_opaque(self, key: str, a: OpaqueTensor, b: OpaqueTensor) -> Finding:
+        if (a.kind, a.detail, a.dtype, a.shape) != (b.kind, b.detail, b.dtype, b.shape):
+            return _kind_change(Pair(key, a, b))
+        if not values_differ(a, b, self.progress):
+            return None
+        dtype = a.dtype.name if a.dtype is not None else ""
+        return ValueChange(key, "unknown", dtype, dtype, a.shape, elements_of(a), detail=f"{kind_text(a)}: other parts")
+
+
+def elements_of(tensor: Tensor) -> int:
+    """Count the elements; 0 where the shape is not known."""
+    return math.prod(tensor.shape) if tensor.shape is not None else 0
+
+
+def _kind_change(pair: Pair) -> KindChange:
+    return KindChange(pair.key, pair.a.shape, pair.b.shape, kind_text(pair.a), kind_text(pair.b))
+
+
+def _has_numbers(dtype: DType) -> bool:
+    from ckptool.operations.values import has_numbers
+
+    return has_numbers(dtype)
