@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import Ran
+from safetensors.torch import save_file
 from support.strict_json import strictly
 
 from ckptool.layouts.directions import better_direction
 from ckptool.layouts.file_names import read_name
+from ckptool.reports.folder import time_text
 
 Run = Callable[..., Ran]
 
@@ -310,7 +314,7 @@ def test_lines_say_the_same(run: Run, runs: Path) -> None:
     assert files[0][1:7] == ["best", str(runs / "epoch=2.ckpt"), "PyTorch Lightning", "2", "20", "0.25"]
     assert {Path(cells[2]).name for cells in files} == READABLE
     assert {Path(cells[1]).name for cells in records if cells[0] == "unreadable"} == UNREADABLE
-    assert all(len(cells) == 9 for cells in files)
+    assert all(len(cells) == 10 for cells in files)
 
 
 def test_best_prints_one_path_and_says_what_it_could_not_read(run: Run, runs: Path) -> None:
@@ -416,3 +420,93 @@ def test_lists_describe_one_file_after_the_other(run: Run, tmp_path: Path) -> No
     assert ran.status == 0
     assert [line for line in ran.out.splitlines() if line.startswith("path\t")] == [f"path\t{first}", f"path\t{second}"]
     assert ran.out.count("\ntensor\t") == 2
+
+
+def trainer_folder(path: Path, step: int, scores: dict[str, float], monitored: str | None = None) -> Path:
+    """Write what transformers' Trainer leaves of one step, with its own classes."""
+    from transformers.trainer_callback import TrainerState
+
+    path.mkdir(parents=True)
+    save_file({"fc.weight": torch.ones(2, 3)}, path / "model.safetensors")
+    (path / "config.json").write_text("{}")
+    history = [
+        {"loss": 9.0, "step": step},
+        {"eval_loss": 0.0, "step": step - 1},
+        {**scores, "eval_runtime": 1.0, "step": step},
+    ]
+    state = TrainerState(epoch=step / 4, global_step=step, log_history=history)
+    state.save_to_json(str(path / "trainer_state.json"))
+    arguments = argparse.Namespace(
+        metric_for_best_model=monitored, greater_is_better=None if monitored is None else False
+    )
+    torch.save(arguments, path / "training_args.bin")
+    return path
+
+
+def test_the_folders_of_a_trainer_are_a_row_each(run: Run, tmp_path: Path) -> None:
+    scores = {4: {"eval_loss": 0.5, "eval_wer": 3.0}, 8: {"eval_loss": 0.75, "eval_wer": 1.0}, 12: {"eval_loss": 0.9}}
+    for step, measured in scores.items():
+        trainer_folder(tmp_path / f"checkpoint-{step}", step, measured, "wer")
+    found = table(run, tmp_path)
+    assert [Path(entry["path"]).name for entry in found["files"]] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
+    assert (found["best"], found["metric"]["value"]) == (str(tmp_path / "checkpoint-8"), "eval_wer")
+    entry = found["files"][1]
+    assert {name: fact["value"] for name, fact in entry["metrics"].items()} == scores[8]
+    assert (entry["epoch"]["value"], entry["global_step"]["value"]) == (2, 8)
+    assert best(run, tmp_path, "--metric", "eval_loss") == "checkpoint-4"
+    # The weights beside them may be those of any step, whatever their state says.
+    shutil.copytree(tmp_path / "checkpoint-12", tmp_path, dirs_exist_ok=True)
+    entry = table(run, tmp_path, "-r")["files"][0]
+    assert (entry["path"], entry["metrics"], entry["rank"]) == (str(tmp_path), {}, None)
+    assert best(run, tmp_path, "-r") == "checkpoint-8"
+    assert "files" not in table(run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "state", ["", "[]", "{", '{"global_step": "8"}', '{"global_step": 8, "log_history": {"a": 1}}']
+)
+def test_a_broken_trainer_state_leaves_the_name(state: str, run: Run, tmp_path: Path) -> None:
+    folder = trainer_folder(tmp_path / "checkpoint-8", 8, {})
+    (folder / "trainer_state.json").write_text(state)
+    (folder / "training_args.bin").write_bytes(b"PK")
+    entry = table(run, tmp_path)["files"][0]
+    assert (entry["global_step"]["value"], entry["metrics"]) == (8, {})
+
+
+def test_a_distributed_checkpoint_is_one_row(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt")
+    (tmp_path / "sharded").mkdir()
+    (tmp_path / "sharded" / ".metadata").write_bytes(b"\x80\x02N.")
+    save(tmp_path / "sharded" / "__0_0.distcp")
+    found = table(run, tmp_path, "-r", status=2)
+    assert ["error" in entry for entry in found["files"]] == [False, True]
+
+
+# What is dangerous, and what is odd.
+
+
+class _Command:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+def test_a_dangerous_file_is_called_so(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", extra=_Command())
+    assert run("inspect", tmp_path).out.splitlines()[0].split("\t")[-1] == "dangerous"
+    assert "dangerous" in run("inspect", tmp_path, "--color", "always").out
+
+
+@pytest.mark.parametrize("seconds", [-1e10, 0, 253402300800, 2**40])
+def test_any_time_can_be_written(seconds: float) -> None:
+    assert time_text(seconds).startswith(("1", "@"))
+
+
+def test_archives_of_other_things_are_skipped_and_broken_ones_are_not(run: Run, tmp_path: Path) -> None:
+    for name, records in {"notes.docx": ["word/document.xml"], "bundle": ["best.ckpt"]}.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for record in records:
+                archive.writestr(record, b"x")
+    (tmp_path / "cut").write_bytes((tmp_path / "notes.docx").read_bytes()[:40])
+    found = table(run, tmp_path, status=2)
+    assert [Path(entry["path"]).name for entry in found["files"]] == ["bundle", "cut"]
+    assert found["skipped"] == {"zip archive": 1}

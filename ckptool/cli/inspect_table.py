@@ -111,7 +111,7 @@ def _read_one(asked: InspectOptions | None, path: Path) -> Answer:
         return read_row(path), {}
     try:
         with open_checkpoint(path) as checkpoint:
-            return describe_row(checkpoint), document(describe(checkpoint, asked))
+            return describe_row(checkpoint, path), document(describe(checkpoint, asked))
     except CkptoolError as error:
         return unreadable_row(path, str(error)), refused_document(str(path), str(error), judge_refused(error))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
-from ckptool.formats.file import open_file
+from ckptool.errors import UnreadableCheckpoint
+from ckptool.formats.file import InputFile, open_file
 from ckptool.formats.sniff import is_plain_text
+from ckptool.formats.zip import LOCAL_SIGNATURE, read_archive
 
 _HEAD_BYTES = 4096
 
@@ -31,6 +34,8 @@ _SIGNATURES = (
 )
 # Logs paint and overwrite their lines.
 _TERMINAL_CONTROLS = b"\x1b\b\f"
+# A record of an archive that may be a checkpoint, or hold one.
+_RECORD = re.compile(r"\.(?:pkl|npy|h5|pt|pth|ckpt|bin|tar|safetensors)$|(?:^|/)(?:version|archive_format)$")
 _KINDS = (
     (stat.S_ISFIFO, "pipe"),
     (stat.S_ISSOCK, "socket"),
@@ -50,7 +55,8 @@ def name_bystander(path: Path) -> str | None:
         return next((kind for test, kind in _KINDS if test(mode)), "no regular file")
     file = open_file(path)
     try:
-        return _kind(file.read(0, min(file.size, _HEAD_BYTES)))
+        head = file.read(0, min(file.size, _HEAD_BYTES))
+        return _kind_of_archive(file) if head.startswith(LOCAL_SIGNATURE) else _kind(head)
     finally:
         file.close()
 
@@ -60,3 +66,12 @@ def _kind(head: bytes) -> str | None:
         return "empty file"
     by_signature = next((kind for offset, sign, kind in _SIGNATURES if head.startswith(sign, offset)), None)
     return by_signature or ("text" if is_plain_text(head.translate(None, _TERMINAL_CONTROLS)) else None)
+
+
+def _kind_of_archive(file: InputFile) -> str | None:
+    """Tell an archive of other things (a document, a wheel) from a checkpoint; a broken one may be either."""
+    try:
+        names = read_archive(file).records
+    except UnreadableCheckpoint:
+        return None
+    return None if any(map(_RECORD.search, names)) else "zip archive"

@@ -11,6 +11,7 @@ from pathlib import Path
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.bystanders import name_bystander
+from ckptool.formats.shards import is_sharded_folder
 from ckptool.layouts import read_training, select
 from ckptool.layouts.file_names import read_name
 from ckptool.model.checkpoint import Checkpoint
@@ -19,10 +20,9 @@ from ckptool.model.training import Fact, Training
 from ckptool.operations.advice import CHECKPOINT_SUFFIXES
 from ckptool.operations.describe import judge
 from ckptool.operations.plain import to_plain
+from ckptool.operations.trainer_state import read_trainer_state
 
-_WEIGHTS = re.compile(r"^(?:model|pytorch_model|adapter_model|diffusion_pytorch_model)\.(?:safetensors|bin)$")
-_CONFIGURED = frozenset({"config.json", "trainer_state.json", "adapter_config.json"})
-_INDEX = ".index.json"
+# What torch.distributed.checkpoint and Megatron leave in the folder of one checkpoint; DeepSpeed's has no such name.
 _DISTRIBUTED = frozenset({".metadata", "latest_checkpointed_iteration.txt"})
 
 
@@ -48,11 +48,35 @@ def find(paths: Iterable[Path], *, recursive: bool = False) -> Found:
     """
     found = Found()
     for path in paths:
-        if is_folder(path) and not is_checkpoint_folder(path):
-            _search(path, found, recursive)
-        else:
+        if not is_folder(path):
             found.paths.append(path)
+        elif is_checkpoint_folder(path):
+            found.paths += [path, *(_below(path) if recursive else ())]
+        else:
+            _search(path, found, recursive)
     return found
+
+
+def _below(folder: Path) -> list[Path]:
+    """Give the checkpoints in folders of a checkpoint's own: a Trainer keeps those of the steps below the last one."""
+    try:
+        listed = _listing(folder)
+    except OSError:
+        return []
+    return [path for path in listed if is_folder(path) and is_checkpoint_folder(path)]
+
+
+def _listing(folder: Path) -> list[Path]:
+    """List a folder by name, numbers by value: ``epoch=9`` before ``epoch=10``.
+
+    :raises OSError: it cannot be read.
+    """
+    return sorted(folder.iterdir(), key=_by_number)
+
+
+def _by_number(path: Path) -> tuple[list[str | int], str]:
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
 
 
 def is_folder(path: Path) -> bool:
@@ -64,18 +88,17 @@ def is_folder(path: Path) -> bool:
 
 
 def is_checkpoint_folder(path: Path) -> bool:
-    """Tell whether a folder is one checkpoint: shards with an index, weights beside their configuration, or the
-    parts of a distributed one.
-    """
+    """Tell whether a folder is one checkpoint: of a Hugging Face library, or the parts of a distributed one."""
+    return is_sharded_folder(path) or _is_distributed(path)
+
+
+def _is_distributed(path: Path) -> bool:
     try:
         names = {entry.name for entry in path.iterdir()}
     except OSError:
         return False
-    if _DISTRIBUTED & names or any(name.endswith(_INDEX) for name in names):
-        return True
-    if "latest" in names and any(name.startswith("global_step") for name in names):
-        return True
-    return bool(_CONFIGURED & names) and any(map(_WEIGHTS.match, names))
+    steps = "latest" in names and any(name.startswith("global_step") for name in names)
+    return steps or not _DISTRIBUTED.isdisjoint(names)
 
 
 def _search(top: Path, found: Found, recursive: bool) -> None:
@@ -87,7 +110,7 @@ def _search(top: Path, found: Found, recursive: bool) -> None:
             if not is_folder(path):
                 _take_file(path, found)
             elif is_checkpoint_folder(path):
-                found.paths.append(path)
+                found.paths += [path, *(_below(path) if recursive else ())]
             elif recursive and not path.name.startswith(".") and not path.is_symlink():
                 below.append(path)
             else:
@@ -100,7 +123,7 @@ def _search(top: Path, found: Found, recursive: bool) -> None:
 
 def _listed(folder: Path, found: Found) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        return _listing(folder)
     except OSError as error:
         found.refuse(folder, f"this folder cannot be listed ({error.strerror}); ask for the right to read it")
         return []
@@ -134,7 +157,7 @@ def read_row(path: Path) -> FileRow:
     """Say in one row what a file holds, no tensor read but scores; what cannot be read is a row with its reason."""
     try:
         with open_checkpoint(path) as checkpoint:
-            return describe_row(checkpoint)
+            return describe_row(checkpoint, path)
     except CkptoolError as error:
         return unreadable_row(path, str(error))
 
@@ -145,43 +168,52 @@ def unreadable_row(path: Path, reason: str) -> FileRow:
     return FileRow(str(path), nbytes, modified, error=reason)
 
 
-def describe_row(checkpoint: Checkpoint) -> FileRow:
-    """Say in one row what an open checkpoint holds; what it does not say itself, its name may.
+def describe_row(checkpoint: Checkpoint, path: Path) -> FileRow:
+    """Say in one row what the checkpoint at ``path`` holds; what it does not say itself, its folder or name may.
 
     :raises UnreadableCheckpoint: a pickled module in it nests without end.
     """
     selection = select(checkpoint)
-    said, named = read_training(checkpoint, selection), read_name(checkpoint.path.name)
+    sources = [read_training(checkpoint, selection), read_name(path.name)]
+    if is_folder(path):
+        sources.insert(1, read_trainer_state(path))
     return FileRow(
-        path=str(checkpoint.path),
+        path=str(path),
         nbytes=checkpoint.file_bytes,
-        modified=_size_and_time(checkpoint.path)[1],
-        kind=selection.producer.name,
+        modified=_size_and_time(path)[1],
+        kind=selection.producer.name if selection.candidates else f"{selection.producer.name}, no weights",
         format=checkpoint.format,
         has_weights=bool(selection.candidates),
         verdict=judge(checkpoint.globals).verdict,
-        epoch=_plain(said.epoch or named.epoch),
-        global_step=_plain(said.global_step or named.global_step),
-        metrics={name: Fact(to_plain(fact.value), fact.evidence) for name, fact in _metrics(said, named).items()},
-        monitor=said.monitor,
-        mode=said.mode,
+        epoch=_first([said.epoch for said in sources]),
+        global_step=_first([said.global_step for said in sources]),
+        metrics={name: _plain(fact) for name, fact in _metrics(sources).items()},
+        monitor=_first([said.monitor for said in sources]),
+        mode=_first([said.mode for said in sources]),
     )
 
 
-def _metrics(said: Training, named: Training) -> Mapping[str, Fact]:
-    """Give the scores that the file states; those of its name where it states none of its own."""
-    if all(is_record(name) for name in said.metrics):
-        return {**said.metrics, **named.metrics}
-    return said.metrics
+def _first(facts: Iterable[Fact | None]) -> Fact | None:
+    return next((_plain(fact) for fact in facts if fact is not None), None)
+
+
+def _plain(fact: Fact) -> Fact:
+    return Fact(to_plain(fact.value), fact.evidence)
+
+
+def _metrics(sources: Iterable[Training]) -> Mapping[str, Fact]:
+    """Give the scores of the first source that has any of the checkpoint's own, and the records before it."""
+    metrics: dict[str, Fact] = {}
+    for said in sources:
+        metrics |= said.metrics
+        if not all(is_record(name) for name in metrics):
+            break
+    return metrics
 
 
 def is_record(metric: str) -> bool:
     """Tell whether a metric is the best score so far of a whole training, and no checkpoint's own."""
     return "best" in re.split(r"[^a-z]+", metric.lower())
-
-
-def _plain(fact: Fact | None) -> Fact | None:
-    return None if fact is None else Fact(to_plain(fact.value), fact.evidence)
 
 
 def _size_and_time(path: Path) -> tuple[int | None, float | None]:

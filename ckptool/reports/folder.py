@@ -81,7 +81,9 @@ def _file(row: FileRow, ranking: Ranking) -> Iterator[str]:
     score = row.metrics.get(ranking.metric.value) if ranking.metric is not None else None
     facts = [None if fact is None else _exact(fact.value) for fact in (row.epoch, row.global_step, score)]
     modified = None if row.modified is None else time_text(row.modified)
-    yield line("file", "best" if row is ranking.best else None, row.path, row.kind, *facts, row.nbytes, modified)
+    yield line(
+        "file", "best" if row is ranking.best else None, row.path, row.kind, *facts, row.nbytes, modified, row.verdict
+    )
     for name, fact in row.metrics.items():
         yield line("metric", row.path, name, _exact(fact.value), fact.evidence)
 

@@ -44,9 +44,9 @@ def view_table(table: Table, folder: Path | None, canvas: Canvas) -> str:
     lines = [_head(table, folder, canvas)]
     if rows:
         lines += ["", *_body(rows, ranking, folder, canvas)]
-    broken = [row for row in ranking.rows if row.error]
-    if broken:
-        lines += ["", *(_unreadable(row, folder, canvas) for row in broken)]
+    warnings = [*_dangerous(rows, folder, canvas), *_unreadable(ranking.rows, folder, canvas)]
+    if warnings:
+        lines += ["", *warnings]
     return "\n".join([*lines, "", *_verdict(ranking, folder, canvas)]) + "\n"
 
 
@@ -115,7 +115,7 @@ def _columns(rows: Sequence[FileRow], ranking: Ranking) -> list[_Column]:
         _Column("epoch", _facts([row.epoch for row in rows]), 8),
         _Column("step", _facts([row.global_step for row in rows]), 7),
         *(_metric(name, rows, _ALWAYS) for name in ranked),
-        *(_metric(name, rows, 2) for name in others),
+        *(_metric(name, rows, 1 if name.startswith("best_") else 2) for name in others),
         _Column("size", tuple([size_text(row.nbytes or 0) for row in rows]), 6),
         _Column("changed", tuple([_local_time(row.modified) for row in rows]), 5, "<"),
     ]
@@ -146,7 +146,7 @@ def _local_time(seconds: float | None) -> str:
 
 def _name(row: FileRow, folder: Path | None) -> str:
     path = Path(row.path)
-    shown = path.relative_to(folder) if folder is not None and path != folder and folder in path.parents else path
+    shown = path.relative_to(folder) if folder is not None and folder in (path, *path.parents) else path
     return safe_text(shorten(str(shown), _LONGEST))
 
 
@@ -162,8 +162,22 @@ def _tail(cells: Sequence[str], columns: Sequence[_Column]) -> str:
     return "".join([" " * _GAP + part for part in parts])
 
 
-def _unreadable(row: FileRow, folder: Path | None, canvas: Canvas) -> str:
-    reason = safe_text(shorten(row.error.removeprefix(f"{row.path}: "), 2 * _LONGEST))
+def _dangerous(rows: Sequence[FileRow], folder: Path | None, canvas: Canvas) -> Iterator[str]:
+    for row in rows:
+        if row.verdict == "dangerous":
+            yield _warning(
+                row, folder, "dangerous: it can run commands where it is loaded without weights_only", canvas
+            )
+
+
+def _unreadable(rows: Sequence[FileRow], folder: Path | None, canvas: Canvas) -> Iterator[str]:
+    for row in rows:
+        if row.error:
+            reason = row.error.removeprefix(f"{row.path}: ")
+            yield _warning(row, folder, safe_text(shorten(reason, 2 * _LONGEST)), canvas)
+
+
+def _warning(row: FileRow, folder: Path | None, reason: str, canvas: Canvas) -> str:
     return f"{canvas.paint(f'{canvas.glyphs.no:{_MARK_WIDTH}}{_name(row, folder)}', 'red')}  {reason}"
 
 
