@@ -496,6 +496,43 @@ def test_a_dangerous_file_is_called_so(run: Run, tmp_path: Path) -> None:
     assert "dangerous" in run("inspect", tmp_path, "--color", "always").out
 
 
+def test_facts_in_metadata_may_be_anything(run: Run, tmp_path: Path) -> None:
+    said = {
+        "metrics": {"val_loss": "NaN", "val_acc": True, "f1": 10**4200, "top1": 10**300, "top5": 0.5},
+        "monitor": 10**4200,
+        "mode": 10**4200,
+        "epoch": "third",
+        "global_step": -1.5,
+    }
+    for name in ("a", "b"):
+        metadata = {"ckptool.training": json.dumps(said)}
+        save_file({"fc.weight": torch.ones(2, 3)}, tmp_path / f"{name}.safetensors", metadata=metadata)
+    for args in ((), ("--json",), ("--color", "always"), ("--best", "--metric", "top1")):
+        assert run("inspect", tmp_path, *args).status == 0
+    for metric in ("val_loss", "val_acc", "f1"):
+        assert "no file here has a finite value" in refusal(run, tmp_path, "--best", "--metric", metric)
+
+
+def test_a_path_that_looks_like_an_option_is_printed_as_a_path(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "-f1=0.5.pt")
+    monkeypatch.chdir(tmp_path)
+    assert run("inspect", ".", "--best").out == "./-f1=0.5.pt\n"
+
+
+def test_a_deepspeed_folder_is_one_row_and_a_link_to_the_latest_is_none(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "epoch=1.ckpt" / "checkpoint" / "mp_rank_00_model_states.pt")
+    (tmp_path / "epoch=1.ckpt" / "latest").write_text("checkpoint")
+    save(tmp_path / "f1=0.5.pt")
+    (tmp_path / "latest").symlink_to("f1=0.5.pt")
+    found = table(run, tmp_path, "-r", status=2)
+    entries = {Path(entry["path"]).name: entry.get("error", "") for entry in found["files"]}
+    assert entries.keys() == {"epoch=1.ckpt", "f1=0.5.pt", "latest"}
+    assert "DeepSpeed" in entries["epoch=1.ckpt"]
+    assert found["best"] == str(tmp_path / "f1=0.5.pt")
+
+
 @pytest.mark.parametrize("seconds", [-1e10, 0, 253402300800, 2**40])
 def test_any_time_can_be_written(seconds: float) -> None:
     assert time_text(seconds).startswith(("1", "@"))

@@ -145,6 +145,7 @@ def _print(
 def _print_path(ranking: Ranking) -> None:
     """Print the path of the best: escaped where it is looked at, byte for byte where a program takes it."""
     path = ranking.best.path if ranking.best is not None else ""
+    path = f"./{path}" if path.startswith("-") else path  # else the next command takes it for an option
     if sys.stdout.isatty() or (path.isascii() and path.isprintable()):
         show(safe_text(path) + "\n")
     else:

@@ -22,7 +22,8 @@ from ckptool.operations.describe import judge
 from ckptool.operations.plain import to_plain
 from ckptool.operations.trainer_state import read_trainer_state
 
-# What torch.distributed.checkpoint and Megatron leave in the folder of one checkpoint; DeepSpeed's has no such name.
+# What torch.distributed.checkpoint and Megatron leave in the folder of one checkpoint. DeepSpeed's ``latest`` alone
+# might be anybody's link to the last file.
 _DISTRIBUTED = frozenset({".metadata", "latest_checkpointed_iteration.txt"})
 
 
@@ -97,8 +98,12 @@ def _is_distributed(path: Path) -> bool:
         names = {entry.name for entry in path.iterdir()}
     except OSError:
         return False
-    steps = "latest" in names and any(name.startswith("global_step") for name in names)
-    return steps or not _DISTRIBUTED.isdisjoint(names)
+    is_deepspeed = _is_named_so(path) or any(name.startswith("global_step") for name in names)
+    return ("latest" in names and is_deepspeed) or not _DISTRIBUTED.isdisjoint(names)
+
+
+def _is_named_so(path: Path) -> bool:
+    return path.suffix.lower() in CHECKPOINT_SUFFIXES
 
 
 def _search(top: Path, found: Found, recursive: bool) -> None:
@@ -130,10 +135,7 @@ def _listed(folder: Path, found: Found) -> list[Path]:
 
 
 def _take_file(path: Path, found: Found) -> None:
-    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
-        found.paths.append(path)
-        return
-    kind = "hidden file" if path.name.startswith(".") else _bystander(path)
+    kind = None if _is_named_so(path) else "hidden file" if path.name.startswith(".") else _bystander(path)
     if kind is None:
         found.paths.append(path)
     else:

@@ -46,10 +46,10 @@ def _metric(able: Sequence[FileRow], asked: str | None) -> Fact | str | None:
     names = list(dict.fromkeys(name for row in able for name in row.metrics))
     if asked is not None:
         return Fact(asked, "as asked") if asked in names else f"--metric {asked}: no file here has it; {_offer(names)}"
-    monitors = list(dict.fromkeys(row.monitor.value for row in able if row.monitor is not None))
-    watched = [name for name in monitors if name in names]
+    monitors = {row.monitor.value for row in able if row.monitor is not None and isinstance(row.monitor.value, str)}
+    watched = [name for name in names if name in monitors]
     if len(watched) == 1:
-        return Fact(watched[0], "the metric that the trainer monitored")
+        return Fact(watched[0], "monitored by the trainer")
     if watched:
         return f"the files were chosen by different metrics ({_listed(watched)}); say which one counts with --metric"
     return _only_one([name for name in names if not is_record(name)])
@@ -76,16 +76,17 @@ def _listed(names: Sequence[str]) -> str:
 def _direction(able: Sequence[FileRow], metric: str, asked: Mode | None) -> Fact | str:
     if asked is not None:
         return Fact(asked, "as asked")
-    watching = [row for row in able if row.mode is not None and row.monitor is not None and row.monitor.value == metric]
-    modes = {row.mode.value for row in watching if row.mode is not None} & {"min", "max"}
+    watching = [row for row in able if row.monitor is not None and row.monitor.value == metric]
+    said = [row.mode.value for row in watching if row.mode is not None]
+    modes = [mode for mode in ("min", "max") if mode in said]
     if len(modes) > 1:
         return f"{metric}: the files disagree whether low or high is better; say it with --mode min or --mode max"
     if modes:
-        return Fact(modes.pop(), "so the trainer had it")
+        return Fact(modes[0], "as the trainer had it")
     by_name = better_direction(metric)
     if by_name is None:
         return f"{metric}: its name does not tell whether low or high is better; say it with --mode min or --mode max"
-    return Fact(by_name, "by its name")
+    return Fact(by_name, "by the metric's name")
 
 
 # --- the order ---
@@ -129,7 +130,7 @@ def _why(best: float, scored: Sequence[tuple[float, FileRow]], metric: Fact, mod
     equal = sum(1 for score, _ in scored if score == best) - 1
     extreme = "lowest" if mode.value == "min" else "highest"
     tied = f", as in {equal} more: the earliest counts" if equal else ""
-    settled = f"{metric.evidence}; {mode.value}: {mode.evidence}"
+    settled = f"{metric.evidence}; mode {mode.value} {mode.evidence}"
     return f"{extreme} {metric.value} of {len(scored)}, {best:.6g}{tied} ({settled})"
 
 

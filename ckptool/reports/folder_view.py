@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from rich.cells import cell_len
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from ckptool.model.folder import FileRow, Ranking, Table
 from ckptool.model.training import Fact
@@ -18,7 +21,8 @@ from ckptool.reports.text import plural, safe_text, shorten, size_text
 _LONGEST = 160  # characters of one name or reason
 _LONGEST_VALUE = 24
 _MARK_WIDTH = 3
-_NARROWEST_NAME = 24
+_NARROWEST_NAME = 16
+_WIDEST_SHARE = 0.7  # of a line, for a name beside cells
 _GAP = 2
 _UNKNOWN = "-"
 
@@ -41,26 +45,37 @@ def view_table(table: Table, folder: Path | None, canvas: Canvas) -> str:
     """Draw the table, the best first and marked; names stand without the ``folder`` that they are all in."""
     ranking = table.ranking
     rows = [row for row in ranking.rows if not row.error]
-    lines = [_head(table, folder, canvas)]
+    parts = [canvas.draw(_head(table, folder, canvas))]
     if rows:
-        lines += ["", *_body(rows, ranking, folder, canvas)]
-    warnings = [*_dangerous(rows, folder, canvas), *_unreadable(ranking.rows, folder, canvas)]
+        parts.append("".join([f"{line}\n" for line in _body(rows, ranking, folder, canvas)]))
+    warnings = [*_dangerous(rows, folder), *_unreadable(ranking.rows, folder)]
     if warnings:
-        lines += ["", *warnings]
-    return "\n".join([*lines, "", *_verdict(ranking, folder, canvas)]) + "\n"
+        parts.append(canvas.draw(_remarks([(Text(canvas.glyphs.no, "red"), warning) for warning in warnings])))
+    parts.append(canvas.draw(_remarks([_verdict(ranking, folder)])))
+    return "\n".join(parts)
 
 
-def _head(table: Table, folder: Path | None, canvas: Canvas) -> str:
+def _remarks(lines: Sequence[tuple[Text, Text]]) -> RichTable:
+    """Put a mark before each paragraph."""
+    grid = RichTable.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for mark, text in lines:
+        grid.add_row(mark, text)
+    return grid
+
+
+def _head(table: Table, folder: Path | None, canvas: Canvas) -> Text:
     rows = table.ranking.rows
     unreadable = sum(1 for row in rows if row.error)
-    parts = [plural(len(rows), "checkpoint"), *dict.fromkeys(_kinds(rows))]
+    parts = [Text(plural(len(rows), "checkpoint")), *map(Text, _kinds(rows))]
     if unreadable:
-        parts.append(canvas.paint(f"{unreadable} unreadable", "red"))
+        parts.append(Text(f"{unreadable:,} unreadable", "red"))
     if table.skipped:
         kinds = ", ".join(f"{count:,} {safe_text(kind)}" for kind, count in sorted(table.skipped.items()))
-        parts.append(f"skipped: {kinds}")
-    title = [canvas.paint(safe_text(shorten(str(folder), _LONGEST)), "bold")] if folder is not None else []
-    return f" {canvas.glyphs.dot} ".join([*title, *parts])
+        parts.append(Text(f"skipped: {kinds}"))
+    title = [Text(safe_text(shorten(str(folder), _LONGEST)), "bold")] if folder is not None else []
+    return Text(f" {canvas.glyphs.dot} ").join([*title, *parts])
 
 
 def _kinds(rows: Sequence[FileRow]) -> list[str]:
@@ -71,8 +86,9 @@ def _kinds(rows: Sequence[FileRow]) -> list[str]:
 
 def _body(rows: Sequence[FileRow], ranking: Ranking, folder: Path | None, canvas: Canvas) -> Iterator[str]:
     names = [_name(row, folder) for row in rows]
-    longest = max(map(cell_len, (*names, "file")))
-    columns, left_out = _fitting(_columns(rows, ranking), canvas.width - _MARK_WIDTH, longest)
+    # A name that leaves no room for anything gets a line of its own, and need not be thought of.
+    fitting = [width for width in map(cell_len, ("file", *names)) if width <= _WIDEST_SHARE * canvas.width]
+    columns, left_out = _fitting(_columns(rows, ranking), canvas.width - _MARK_WIDTH, max(fitting))
     room = max(canvas.width - _MARK_WIDTH - sum(column.width + _GAP for column in columns), _NARROWEST_NAME)
     width = max((cell_len(name) for name in (*names, "file") if cell_len(name) <= room), default=room)
     yield " " * _MARK_WIDTH + canvas.paint(
@@ -87,20 +103,21 @@ def _body(rows: Sequence[FileRow], ranking: Ranking, folder: Path | None, canvas
             mark, name = " " * _MARK_WIDTH, ""
         yield canvas.paint((mark + _padded(name, width) + tail).rstrip(), style)
     if left_out:
-        yield canvas.paint(f"not shown for want of room: {', '.join(left_out)} (--json)", "dim")
+        text = f"no room for {', '.join(left_out)}: see --json"
+        yield from (canvas.paint(part, "dim") for part in textwrap.wrap(text, canvas.width))
 
 
 def _fitting(columns: Sequence[_Column], room: int, name_width: int) -> tuple[list[_Column], list[str]]:
-    """Leave out the columns worth least until names have room."""
+    """Leave out the columns worth least until the names have room."""
     kept = list(columns)
     left_out: list[str] = []
-    while kept and sum(column.width + _GAP for column in kept) + min(name_width, room // 2) > room:
-        least = min(kept, key=lambda column: column.worth)
-        if least.worth == _ALWAYS:
+    while name_width + sum(column.width + _GAP for column in kept) > room:
+        least = min(kept, key=lambda column: column.worth, default=None)
+        if least is None or least.worth == _ALWAYS:
             break
         kept.remove(least)
-        left_out.insert(0, least.title)
-    return kept, left_out
+        left_out.append(least.title)
+    return kept, [column.title for column in columns if column.title in left_out]
 
 
 _ALWAYS = 9
@@ -162,28 +179,25 @@ def _tail(cells: Sequence[str], columns: Sequence[_Column]) -> str:
     return "".join([" " * _GAP + part for part in parts])
 
 
-def _dangerous(rows: Sequence[FileRow], folder: Path | None, canvas: Canvas) -> Iterator[str]:
+def _dangerous(rows: Sequence[FileRow], folder: Path | None) -> Iterator[Text]:
     for row in rows:
         if row.verdict == "dangerous":
-            yield _warning(
-                row, folder, "dangerous: it can run commands where it is loaded without weights_only", canvas
-            )
+            yield _warning(row, folder, "dangerous: it can run commands where it is loaded without weights_only")
 
 
-def _unreadable(rows: Sequence[FileRow], folder: Path | None, canvas: Canvas) -> Iterator[str]:
+def _unreadable(rows: Sequence[FileRow], folder: Path | None) -> Iterator[Text]:
     for row in rows:
         if row.error:
             reason = row.error.removeprefix(f"{row.path}: ")
-            yield _warning(row, folder, safe_text(shorten(reason, 2 * _LONGEST)), canvas)
+            yield _warning(row, folder, safe_text(shorten(reason, 2 * _LONGEST)))
 
 
-def _warning(row: FileRow, folder: Path | None, reason: str, canvas: Canvas) -> str:
-    return f"{canvas.paint(f'{canvas.glyphs.no:{_MARK_WIDTH}}{_name(row, folder)}', 'red')}  {reason}"
+def _warning(row: FileRow, folder: Path | None, reason: str) -> Text:
+    return Text.assemble((_name(row, folder), "red"), "  ", reason)
 
 
-def _verdict(ranking: Ranking, folder: Path | None, canvas: Canvas) -> Iterator[str]:
+def _verdict(ranking: Ranking, folder: Path | None) -> tuple[Text, Text]:
     if ranking.best is None:
-        yield f"{canvas.paint('no best', 'yellow')}  {safe_text(ranking.refusal)}"
-        return
-    name = canvas.paint(_name(ranking.best, folder), "bold green")
-    yield f"{canvas.paint('best', 'bold cyan')}  {name}: {safe_text(ranking.reason)}"
+        return Text("no best", "yellow"), Text(safe_text(ranking.refusal))
+    name = (_name(ranking.best, folder), "bold green")
+    return Text("best", "bold cyan"), Text.assemble(name, "  ", safe_text(ranking.reason))
