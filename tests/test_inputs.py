@@ -598,7 +598,7 @@ def exported(model: nn.Module, example: torch.Tensor, dynamic: bool) -> BuiltMod
     program = torch.export.export(model.eval(), (example,), dynamic_shapes=shapes)
     module = program.module()
     module.eval = lambda: module
-    return BuiltModel("a program", lambda _seed: module, is_archive=True, example_inputs=(example,))
+    return BuiltModel("a program", lambda _seed: module, example_inputs=(example,))
 
 
 @pytest.mark.parametrize("dynamic", [True, False])

@@ -646,8 +646,22 @@ def test_bad_input_is_refused_in_one_sentence(refusal, place, name):
 
 def test_a_refusal_is_a_document_too(verify):
     status, found = verify("clean.pt", model="nets_of_verify.py:Absent")
-    assert (status, found["verdict"], found["checks"]) == (2, "error", [])
+    assert (status, found["verdict"]) == (2, "error")
     assert "Absent" in found["error"]
+
+
+def test_what_the_file_itself_told_stands_beside_the_refusal(verify, tmp_path):
+    class Command:
+        def __reduce__(self):
+            import os
+
+            return os.system, ("true",)
+
+    torch.save({"state_dict": clean_state(), "callback": Command()}, tmp_path / "hostile.pt")
+    status, found = verify(tmp_path / "hostile.pt", model="nets_of_verify.py:Raising")
+    assert (status, found["verdict"]) == (2, "error")
+    assert "cannot run" in found["error"]
+    assert failed(found) == {"safety"}
 
 
 # --- the report ---

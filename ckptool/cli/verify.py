@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -175,10 +176,15 @@ def verify(
     for path in paths:
         answer = _verify_one(path, asked, view, kept)
         answers.append(answer)
-        if answer.error is not None and not (answer.checks and terminal.is_terminal and not view.quiet):
+        if answer.error is not None and not (_says_so(answer) and terminal.is_terminal and not view.quiet):
             complain(answer.error)
     _show(answers, _beside(kept, terminal), terminal, view)
     return worst(*(_status(answer, gate) for answer in answers))
+
+
+def _says_so(answer: Verification) -> bool:
+    """Tell whether a check says why there is no answer."""
+    return any(check.message == answer.error for check in answer.checks)
 
 
 def _refuse_unfit(paths: list[Path], asked: VerifyOptions) -> None:
@@ -340,7 +346,7 @@ def _range(text: str | None) -> tuple[float, float] | None:
     bounds = _numbers("--expect-range", text, ":")
     if bounds is None:
         return None
-    if len(bounds) != 2 or bounds[0] > bounds[1]:
+    if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise CkptoolError(f"--expect-range {text}: write it as low:high")
     return bounds[0], bounds[1]
 
@@ -353,5 +359,7 @@ def _thresholds(texts: list[str] | None) -> Thresholds:
         try:
             changes[name] = kind(text)
         except ValueError as error:
-            raise CkptoolError(f"--threshold {name}={text}: is no number") from error
+            raise CkptoolError(f"--threshold {name}={text}: is no number; give one") from error
+        if math.isnan(changes[name]):
+            raise CkptoolError(f"--threshold {name}={text}: nothing is above or below it; give a number")
     return replace(Thresholds(), **changes)

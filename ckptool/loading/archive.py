@@ -52,7 +52,6 @@ def build_archive(path: Path, *, trust_code: bool) -> BuiltModel:
         description=f"{path} ({kind})",
         make=lambda _seed: load(path)[0],
         input_hint=input_hint(model),
-        is_archive=True,
         example_inputs=inputs,
         example_keywords=keywords,
     )

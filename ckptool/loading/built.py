@@ -51,16 +51,14 @@ class InputHint:
 class BuiltModel:
     """Build one model as often as asked for: ``make(seed)`` gives a fresh one, on the CPU, ready to be called.
 
-    ``is_archive`` marks a program with its own weights (TorchScript, ``.pt2``): nothing is to be loaded into it, and
-    every ``make`` gives the same values. ``example_inputs`` and ``example_keywords`` are what an exported program was
-    traced with.
+    Of a program (TorchScript, ``.pt2``) every ``make`` gives the same values; ``example_inputs`` and
+    ``example_keywords`` are what an exported one was traced with.
     """
 
     description: str
     make: Callable[[int], nn.Module]
     preprocessing: Preprocessing | None = None
     input_hint: InputHint = field(default_factory=InputHint)
-    is_archive: bool = False
     example_inputs: tuple[Any, ...] | None = None
     example_keywords: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -90,7 +90,8 @@ def clean_name(model: nn.Module, key: str) -> str:
     for segment in key.split("."):
         if module is None or segment != _wrapped_child(module):
             kept.append(segment)
-        module = None if module is None else module._modules.get(segment)
+        # TorchScript has a mapping of its own, which knows no ``get``.
+        module = module._modules[segment] if module is not None and segment in module._modules else None
     return ".".join(kept)
 
 

@@ -80,8 +80,9 @@ class OpenedCheckpoint:
 
         :raises PlanRefused: they do not settle it.
         """
+        state_dict = self.state_dict
         try:
-            return plan_keys(self.state_dict, self.selection.producer, keys)
+            return plan_keys(state_dict, self.selection.producer, keys)
         except PlanRefused as refusal:
             raise PlanRefused(refusal.code, f"{self.checkpoint.path}: {refusal}") from refusal
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ckptool.errors import ChecksumMismatch, CkptoolError, IncompleteCheckpoint, UnreadableCheckpoint
@@ -40,10 +41,17 @@ def _check_against(opened: OpenedCheckpoint, path: Path, options: VerifyOptions,
     try:
         with open_path(path) as other:
             if GOLDEN_KEY in other.checkpoint.metadata:
-                return check_digest(digest_of(opened), other.checkpoint.metadata.get("digest"), path)
+                return _with_advice(check_digest(digest_of(opened), other.checkpoint.metadata.get("digest"), path))
             return check_tensors(opened, view_other(other, options), options, progress)[0]
     except UnreadableCheckpoint as error:  # not the file that is judged
         raise CkptoolError(str(error)) from error
+
+
+def _with_advice(check: Check) -> Check:
+    """Leave open what only answers can decide: without a model there are none."""
+    if check.status != "skip":
+        return check
+    return replace(check, status="inconclusive", advice="ask a model for its answers, too: name it with --model")
 
 
 def unreadable(path: Path, error: UnreadableCheckpoint, options: VerifyOptions) -> Verification:

@@ -31,7 +31,7 @@ _VERDICTS = {
     "pass": ("bold green", "sound"),
     "fail": ("bold red", "not sound"),
     "inconclusive": ("bold yellow", "cannot be settled with these inputs"),
-    "error": ("bold red", "could not be read"),
+    "error": ("bold red", "could not be answered"),
 }
 # In the order in which they are shown: what matters most first.
 _MARKS = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.errors import CkptoolError
+from ckptool.loading.foreign import foreign_code
 from ckptool.model.plans import Note
 
 Batch = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
@@ -71,12 +72,13 @@ def move_model(model: nn.Module, device: torch.device) -> nn.Module:
 
     :raises CkptoolError: it does not fit into the memory there.
     """
-    try:
-        return model.to(device)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CkptoolError(f"the model: does not fit into the memory of {device}; use --device cpu") from error
+    with foreign_code(f"the model: cannot be brought to {device}", "use --device cpu"):
+        try:
+            return model.to(device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise CkptoolError(f"the model: does not fit into the memory of {device}; use --device cpu") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -88,7 +90,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode and record no gradients; the modes are restored on leaving."""
     trained = [module for module in model.modules() if module.training]
-    with suppress(NotImplementedError):  # an exported program has one mode and refuses to be asked
+    # An exported program has one mode and refuses to be asked.
+    remedy = "name a model that can be evaluated with --model"
+    with foreign_code(f"{type(model).__name__}: its eval() failed", remedy), suppress(NotImplementedError):
         model.eval()
     try:
         with torch.inference_mode():
@@ -192,7 +196,7 @@ def call_model(model: nn.Module, batch: Batch) -> Any:
         if isinstance(batch, Tensor):
             return model(batch)
         return model(**batch) if isinstance(batch, Mapping) else model(*batch)
-    except Exception as error:  # somebody else's code: it may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's code: it may raise anything
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
         said = " ".join(str(error).split())[:_QUOTED_CHARACTERS]
@@ -213,7 +217,7 @@ def describe_batch(batch: Batch) -> str:
 
 def count_inputs(batch: Batch) -> int:
     """Count the inputs of a batch: the first dimension of its first tensor."""
-    first = next(iter(_tensors(batch)), None)
+    first = next(iter(tensors_of(batch)), None)
     return 0 if first is None else first.shape[0] if first.ndim else 1
 
 
@@ -231,7 +235,8 @@ def take_inputs(batch: Batch, start: int, size: int) -> Batch:
     return [cut(value) for value in batch]
 
 
-def _tensors(batch: Batch) -> Iterable[Tensor]:
+def tensors_of(batch: Batch) -> Iterable[Tensor]:
+    """List the tensors of a batch."""
     if isinstance(batch, Tensor):
         return (batch,)
     return batch.values() if isinstance(batch, Mapping) else batch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ckptool.model.verification import Check
-from ckptool.verification.device import Batch, call_model, count_inputs, evaluating, move, take_inputs
+from ckptool.verification.device import Batch, call_model, count_inputs, evaluating, move, take_inputs, tensors_of
 from ckptool.verification.outputs import Inputs, Outputs
 
 _ID = "output.finite"
@@ -24,6 +24,14 @@ def check_finite(model: nn.Module, inputs: Inputs, outputs: Outputs, device: tor
         names = ", ".join(outputs.tensors)
         return Check(_ID, "pass", f"all values of {names} are finite for all {inputs.count} inputs", {"bad_inputs": {}})
     bad = torch.stack(list(outputs.bad.values())).sum(dim=0)
+    given = _unsound_inputs(inputs)
+    if bool((given | (bad == 0)).all()):
+        message = (
+            f"{int(given.sum())} of {inputs.count} inputs hold NaN or infinity themselves, as do the answers to them"
+        )
+        return Check(
+            _ID, "inconclusive", message, {"bad_inputs": counts, "given": int(given.sum())}, "give inputs without"
+        )
     culprit = first_culprit(model, _batch_with(inputs, bad, outputs.batch_size), device)
     seen = "; ".join(
         f"{count} of {inputs.count} inputs give NaN or infinity in {name}" for name, count in counts.items()
@@ -35,6 +43,17 @@ def check_finite(model: nn.Module, inputs: Inputs, outputs: Outputs, device: tor
         {"bad_inputs": counts, "module": culprit},
         "look at the values with: ckptool inspect PATH --stats",
     )
+
+
+def _unsound_inputs(inputs: Inputs) -> Tensor:
+    """Tell which inputs hold NaN or infinity."""
+    return torch.cat([_not_finite_rows(batch) for batch in inputs.batches()])
+
+
+def _not_finite_rows(batch: Batch) -> Tensor:
+    count = count_inputs(batch)
+    rows = [tensor.reshape(count, -1) for tensor in tensors_of(batch) if tensor.ndim and len(tensor) == count]
+    return torch.stack([~row.isfinite().all(dim=1) for row in rows]).any(dim=0)
 
 
 def _batch_with(inputs: Inputs, bad: Tensor, size: int) -> Batch:

@@ -7,6 +7,7 @@ input; facts as text metadata. ``ckptool.golden`` is the version of this layout.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ckptool.errors import OutputRefused, UnreadableCheckpoint
+from ckptool.errors import ChecksumMismatch, OutputRefused, UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
 from ckptool.loading import materialise
 from ckptool.model import dtypes
@@ -93,6 +94,7 @@ def save_golden(path: Path, inputs: Inputs, outputs: Tensor, facts: Mapping[str,
         "made_with": made_with(device),
     }
     tensors = {**_joined(path, batches), _OUTPUTS: outputs}
+    described["crc32"] = _checksum(tensors)
     plan = CopyPlan({name: _planned(tensor) for name, tensor in tensors.items()}, None, described)
     save(path, lambda staged: _write(plan, staged))
 
@@ -148,10 +150,21 @@ class _Memory:
             yield self.data[start : min(start + CHUNK_BYTES, end)]
 
 
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Sum up all bytes: a safetensors file has no checksum of its own, and a damaged answer convicts a sound model."""
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(_bytes(tensors[name]), found)
+    return f"{found:08x}"
+
+
 def _planned(tensor: Tensor) -> PlannedTensor:
     dtype = dtypes.BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    source = _Memory(data.data)
+    source = _Memory(_bytes(tensor))
     extents = (Extent(source, 0, source.nbytes),) if source.nbytes else ()
     return PlannedTensor(dtype, tuple(tensor.shape), Payload(dtype, tensor.numel(), extents))
 
@@ -172,6 +185,8 @@ def read_golden(path: Path, batch_size: int) -> Golden | None:
 
 def _as_golden(opened: Checkpoint, batch_size: int) -> Golden:
     tensors = {name: tensor.clone() for name, tensor in materialise(opened.path, _described(opened)).items()}
+    if opened.metadata.get("crc32", _checksum(tensors)) != _checksum(tensors):
+        raise ChecksumMismatch(f"{opened.path}: is not what was recorded; write it again with --save-golden")
     outputs = tensors.pop(_OUTPUTS, None)
     inputs = _restored(tensors, opened.metadata.get("structure", ""))
     names = _names(opened.metadata.get("names", ""))

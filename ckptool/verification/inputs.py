@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def prepare_inputs(options: VerifyOptions, built: BuiltModel, model: nn.Module, 
     given = {name: path for name in _OWN if (path := getattr(options, name)) is not None}
     if len(given) > 1:
         raise CkptoolError(f"{' and '.join(f'--{name}' for name in given)}: each names the inputs; give one of them")
-    _refuse_counts(options)
+    _refuse_numbers(options)
     feeding = Feeding(options, built, model, device)
     if options.input_shapes and given.keys() <= {"images"}:
         return from_shapes(feeding)
@@ -42,8 +43,12 @@ def prepare_inputs(options: VerifyOptions, built: BuiltModel, model: nn.Module, 
     return from_nothing(feeding)
 
 
-def _refuse_counts(options: VerifyOptions) -> None:
+def _refuse_numbers(options: VerifyOptions) -> None:
     for name in ("num_samples", "batch_size", "image_size"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise CkptoolError(f"--{name.replace('_', '-')} {value}: is no number of anything; give at least 1")
+    if not all(map(math.isfinite, (*(options.mean or ()), *(options.std or ())))):
+        raise CkptoolError("--mean and --std: NaN and infinity are no scale of pictures; give numbers")
+    if options.std is not None and min(options.std) <= 0:
+        raise CkptoolError(f"--std: {min(options.std):g} is no deviation; give positive values")

@@ -78,8 +78,6 @@ def _per_channel(
         return usual if len(usual) == channels else (sum(usual) / len(usual),) * channels
     if len(given) not in (1, channels):
         raise CkptoolError(f"{option}: has {len(given)} values for {channels} channels; give one for each, or one")
-    if option == "--std" and min(given) <= 0:
-        raise CkptoolError(f"{option}: {min(given):g} is no deviation; give positive values")
     return given * (channels // len(given))
 
 

@@ -19,6 +19,7 @@ from ckptool.verification.labels import (
     ClassNames,
     Labelled,
     Labels,
+    as_classes,
     read_labelled,
     read_targets,
     settle_folders,
@@ -30,6 +31,7 @@ from ckptool.verification.trial import Settled, name_arguments
 _NATIVE_SIDE = 96  # data sets of small images are used as they are; larger pictures are resized
 _LABEL_NAMES = ("labels", "label", "targets", "target", "y")
 _CHANNELS = (1, 3, 4)
+_BYTE = 255
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -96,6 +98,7 @@ def _settle_targets(
     if targets is None or where is None:
         return None
     labels = settle_labels(targets, where, feeding.class_names, settled.classes)
+    labels = labels if feeding.options.task == "multilabel" else as_classes(labels)
     return Labels(labels.values[list(places)], labels.class_names, labels.notes)
 
 
@@ -160,12 +163,23 @@ def _variants(feeding: Feeding, array: Tensor) -> Iterator[Rows]:
         layouts.insert(0 if array.shape[1] not in _CHANNELS else 1, _channels_first)
     if array.ndim == 3:
         layouts.append(_one_channel)
-    if array.dtype == torch.uint8 and array.ndim >= 3:
+    if _are_pixels(array):
         yield from (Stacked(array, _scaled(feeding, layout)) for layout in layouts)
     numbers = array.float() if array.dtype in (torch.uint8, torch.bool) else array
-    types = (numbers,) if numbers.is_floating_point() else (numbers.long(), numbers.float())
+    types = (numbers.long(), numbers.float()) if _is_whole(numbers) else (numbers,)
     for typed, layout in itertools.product(types, layouts):
         yield Stacked(typed, layout if not typed.is_floating_point() else _rescaled(feeding, layout))
+
+
+def _is_whole(array: Tensor) -> bool:
+    return not (array.is_floating_point() or array.is_complex())
+
+
+def _are_pixels(array: Tensor) -> bool:
+    """Tell bytes of pictures, also those that were kept in a wider type."""
+    if array.dtype == torch.uint8:
+        return array.ndim >= 3
+    return _is_whole(array) and array.ndim >= 4 and int(array.min()) >= 0 and 1 < int(array.max()) <= _BYTE
 
 
 def _same(rows: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def judge(
     task = options.task or find_task(model, inputs, outputs, device)
     _require_form(task, outputs)
     finite = check_finite(model, inputs, outputs, device)
-    if finite.status == "fail":
+    if finite.status != "pass":
         skipped = (Check(name, "skip", "the answers are not finite") for name in _SKIPPED_WHEN_BAD)
         return (finite, *skipped), Predictions(task, inputs.count, inputs.kind, None)
     steps = _JUDGES.get(task)

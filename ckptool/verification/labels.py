@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,8 @@ def _from_folders(folder: Path, paths: tuple[Path, ...]) -> Labelled:
 def _from_table(folder: Path, table: Path, paths: tuple[Path, ...]) -> Labelled:
     rows = _read_table(table)
     by_name = _by_any_name(folder, paths)
+    headings = rows[0] if rows[0][0] not in by_name and any(name in by_name for name, _ in rows[1:2]) else None
+    rows = rows if headings is None else rows[1:]
     strangers = [name for name, _ in rows if name not in by_name]
     if strangers:
         raise CkptoolError(
@@ -126,8 +128,9 @@ def _from_table(folder: Path, table: Path, paths: tuple[Path, ...]) -> Labelled:
         )
     found = tuple(by_name[name] for name, _ in rows)
     left = len(set(paths) - set(found))
-    notes = (f"{left} picture(s) in {folder} have no row in {table.name} and are left out",) if left else ()
-    return Labelled(found, tuple(label for _, label in rows), table, notes=notes)
+    notes = [f"{left} picture(s) in {folder} have no row in {table.name} and are left out"] if left else []
+    notes += [] if headings is None else [f"the first row of {table.name} ({', '.join(headings)}) names its columns"]
+    return Labelled(found, tuple(label for _, label in rows), table, notes=tuple(notes))
 
 
 def _by_any_name(folder: Path, paths: Sequence[Path]) -> dict[str, Path]:
@@ -157,6 +160,8 @@ def _read_table(path: Path) -> list[tuple[str, str]]:
         raise CkptoolError(f"{path}: has {len(heading)} columns and none is named label; name it so in the first row")
     else:
         name, label = 0, 1
+    if not rows:
+        raise CkptoolError(f"{path}: has headings and no rows; give rows of name,label")
     short = next((row for row in rows if len(row) <= max(name, label)), None)
     if short is not None:
         raise CkptoolError(f"{path}: the row {','.join(short)!a} has no label; give every row a name and a label")
@@ -289,8 +294,8 @@ def _as_numbers(labels: Sequence[Any]) -> Tensor | None:
 
 
 def _settle_tensor(values: Tensor, where: Path, classes: int | None) -> Labels:
-    if values.is_floating_point() and values.ndim == 1 and bool((values == values.round()).all()):
-        values = values.long()
+    if values.is_floating_point() and bool((values == values.round()).all()):
+        values = values.long() if values.ndim == 1 or _are_marks(values) else values
     if values.is_floating_point() or values.ndim > 1:
         return Labels(values.float() if values.is_floating_point() else values.long())
     values = values.long()
@@ -303,6 +308,18 @@ def _settle_tensor(values: Tensor, where: Path, classes: int | None) -> Labels:
     raise CkptoolError(
         f"{where}: the label {int(wrong[0])} is no class (the model has {classes}, numbered from 0); {_CLASS_NAMES}"
     )
+
+
+def _are_marks(values: Tensor) -> bool:
+    return values.ndim > 1 and bool(((values == 0) | (values == 1)).all())
+
+
+def as_classes(labels: Labels) -> Labels:
+    """Give class numbers where each row marks exactly one of several classes with a 1."""
+    rows = labels.values
+    if rows.ndim != 2 or rows.shape[1] < 2 or not _are_marks(rows) or not bool((rows.sum(dim=1) == 1).all()):
+        return labels
+    return replace(labels, values=rows.argmax(dim=1))
 
 
 def _read_text(path: Path) -> str:

@@ -113,7 +113,7 @@ def run_batch(model: nn.Module, batch: Batch, device: torch.device) -> Outputs:
 def _take_apart(answer: Any) -> _Part:
     detections = _is_detections(answer)
     found = _summed_up(answer) if detections else _named(answer)
-    found = {name: tensor for name, tensor in found.items() if tensor.ndim}
+    found = {name: tensor for name, tensor in found.items() if tensor.ndim and (tensor.numel() or not len(tensor))}
     thinned = {name: _thinned(tensor) for name, tensor in found.items()}
     positions = next((positions for _, positions in thinned.values() if positions), None)
     tensors = {name: _plain(tensor) for name, (tensor, _) in thinned.items()}
@@ -155,9 +155,9 @@ def _rows(parts: Sequence[Mapping[str, Tensor]], count: int, model: nn.Module) -
 def _named(answer: Any) -> dict[str, Tensor]:
     """Name the tensors of an answer; what lies deeper (caches, hidden states) is no answer."""
     if isinstance(answer, Tensor):
-        return {_BARE: answer}
-    if isinstance(answer, Mapping):
-        entries: Any = answer.items()
+        entries: Any = [(_BARE, answer)]
+    elif isinstance(answer, Mapping):
+        entries = answer.items()
     elif isinstance(answer, list | tuple):
         names = getattr(answer, "_fields", range(len(answer)))
         entries = zip(names, answer, strict=True)
@@ -165,7 +165,17 @@ def _named(answer: Any) -> dict[str, Tensor]:
         entries = ((each.name, getattr(answer, each.name)) for each in dataclasses.fields(answer))
     else:
         return {}
-    return {str(name): value for name, value in entries if isinstance(value, Tensor) and not value.is_complex()}
+    return {str(name): _dense(value) for name, value in entries if isinstance(value, Tensor) and _is_plain(value)}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return not (tensor.is_complex() or tensor.is_nested or tensor.is_meta)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def _is_detections(answer: Any) -> bool:
@@ -174,13 +184,13 @@ def _is_detections(answer: Any) -> bool:
 
 def _summed_up(answer: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Give, by name, for each picture how many boxes (scores, labels ...) there are and their mean."""
-    names = [name for name, value in answer[0].items() if isinstance(value, Tensor)]
+    names = [name for name in answer[0] if all(isinstance(each.get(name), Tensor) for each in answer)]
     return {name: torch.stack([_count_and_mean(each[name]) for each in answer]) for name in names}
 
 
 def _count_and_mean(values: Tensor) -> Tensor:
     mean = values.float().mean() if values.numel() else torch.zeros((), device=values.device)
-    return torch.stack([torch.tensor(float(len(values)), device=values.device), mean])
+    return torch.stack([torch.tensor(float(len(values) if values.ndim else 1), device=values.device), mean])
 
 
 def _count_bad(tensor: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,19 @@ from ckptool.model.verification import (
     VerifyOptions,
     verdict_of,
 )
-from ckptool.operations.agreement import CHECK as AGREEMENT
-from ckptool.operations.agreement import check_digest, check_tensors, digest_of, stored_precision, view_other
 from ckptool.operations.health import check_file
-from ckptool.operations.opening import OpenedCheckpoint, open_path
+from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.verify_file import is_wanted, unreadable, wanted
+from ckptool.verification.against import agreement_checks, golden_inputs, record_golden
 from ckptool.verification.bench import check_speed, measure_speed
-from ckptool.verification.compare import ELSEWHERE, check_outputs, side_by_side
+from ckptool.verification.compare import side_by_side
 from ckptool.verification.device import choose_device, describe_device, move_model
-from ckptool.verification.golden import Golden, read_golden, save_golden
 from ckptool.verification.inputs import prepare_inputs
 from ckptool.verification.judge import judge
 from ckptool.verification.metrics import check_accuracy, class_logits, class_numbers, measure
-from ckptool.verification.outputs import Inputs, Outputs, run_model
+from ckptool.verification.outputs import Inputs, run_model
 from ckptool.verification.plots import confusion, draw_confusion, require_plot
+from ckptool.verification.running import Running
 from ckptool.verification.saving import require_new
 from ckptool.verification.tasks.case import Background
 
@@ -54,9 +55,14 @@ class Answers:
 
 
 @dataclass(slots=True)
-class _Findings:
-    """Gather the answer, step by step."""
+class _Work:
+    """Hold what is asked of one checkpoint, and gather what is found, step by step."""
 
+    path: Path
+    options: VerifyOptions
+    device: torch.device
+    progress: Progress
+    built: BuiltModel | None = None
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     answers: Answers | None = None
@@ -64,25 +70,16 @@ class _Findings:
     predictions: Predictions | None = None
     metrics: Mapping[str, float | None] | None = None
     speed: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """Hold a model that is ready to answer, with the inputs it is given."""
-
-    built: BuiltModel
-    model: nn.Module
-    device: torch.device
-    inputs: Inputs
-    outputs: Outputs
+    error: str | None = None
 
 
 def verify_model(path: Path, options: VerifyOptions, progress: Progress) -> Verification:
     """Check the file, load it into the model that ``--model`` names, and judge what that answers.
 
-    A TorchScript or ``.pt2`` archive is its own model, once ``--trust-code`` says that its program may run.
+    A TorchScript or ``.pt2`` archive is its own model, once ``--trust-code`` says that its program may run. What stops
+    all this once the file itself was checked is the answer's ``error``, beside those checks.
 
-    :raises CkptoolError: the model cannot be built or run, or what it is to be fed cannot be read.
+    :raises CkptoolError: the device, or what is to be written, is refused.
     """
     return verify_and_keep(path, options, progress)[0]
 
@@ -92,18 +89,19 @@ def verify_and_keep(path: Path, options: VerifyOptions, progress: Progress) -> t
 
     :raises CkptoolError: as ``verify_model``.
     """
-    findings = _Findings()
+    work = _Work(path, options, choose_device(options.device), progress)
     _refuse_outputs(options)
     try:
-        built = _check_and_build(path, options, findings, progress)
+        with redirect_stdout(sys.stderr):  # a model's code may print: stdout carries the answer only
+            _check_file(work)
+            _load_and_judge(work)
     except UnreadableCheckpoint as error:
-        return unreadable(path, error, options), None
-    device = choose_device(options.device)
-    findings.notes += built.notes
-    model = _loaded(built, path, options, findings)
-    if model is not None:
-        _judge(_run(built, move_model(model, device), device, options, findings), path, options, findings, progress)
-    return _concluded(path, built, device, options, findings), findings.answers
+        if not work.checks:
+            return unreadable(path, error, options), None
+        work.error = str(error)
+    except CkptoolError as error:
+        work.error = str(error)
+    return _concluded(work), work.answers
 
 
 def set_side_by_side(answers: Mapping[str, Answers]) -> SideBySide:
@@ -126,170 +124,97 @@ def _refuse_outputs(options: VerifyOptions) -> None:
         require_new(options.save_golden)
 
 
-def _concluded(
-    path: Path, built: BuiltModel, device: torch.device, options: VerifyOptions, findings: _Findings
-) -> Verification:
-    checks = wanted(tuple(findings.checks), options)
+def _concluded(work: _Work) -> Verification:
+    """Sum up; checks that are not asked for are left out.
+
+    :raises CkptoolError: that leaves none.
+    """
+    options = work.options
+    checks = tuple(each for each in work.checks if is_wanted(each.id, options))
     return Verification(
-        path=str(path),
-        verdict=verdict_of(checks),
+        path=str(work.path),
+        verdict=verdict_of(wanted(checks, options)) if work.error is None else "error",
         checks=checks,
-        model=built.description,
-        device=describe_device(device),
-        load=findings.load,
-        predictions=findings.predictions,
-        metrics=findings.metrics,
-        speed=findings.speed,
-        notes=tuple(dict.fromkeys(findings.notes)),
+        model=None if work.built is None else work.built.description,
+        device=None if work.built is None else describe_device(work.device),
+        load=work.load,
+        predictions=work.predictions,
+        metrics=work.metrics,
+        speed=work.speed,
+        notes=tuple(dict.fromkeys(work.notes)),
+        error=work.error,
         thresholds=options.thresholds,
     )
 
 
-def _check_and_build(path: Path, options: VerifyOptions, findings: _Findings, progress: Progress) -> BuiltModel:
-    if archive_kind(path) is not None:
-        return build_archive(path, trust_code=options.trust_code)
-    with open_checkpoint(path) as checkpoint:
-        opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
-        findings.checks += check_file(opened, options, progress)
-        return build_model(options, opened)
+def _check_file(work: _Work) -> None:
+    """Check the file and find its model; a program that is one itself runs before anything can be told of it."""
+    if archive_kind(work.path) is not None:
+        work.built = build_archive(work.path, trust_code=work.options.trust_code)
+        return
+    with open_checkpoint(work.path) as checkpoint:
+        opened = OpenedCheckpoint(checkpoint, work.options.weights, work.options.keys)
+        work.checks += check_file(opened, work.options, work.progress)
+        work.built = build_model(work.options, opened)
 
 
-def _loaded(built: BuiltModel, path: Path, options: VerifyOptions, findings: _Findings) -> nn.Module | None:
+def _load_and_judge(work: _Work) -> None:
+    assert work.built is not None
+    work.notes += work.built.notes
+    model = _loaded(work, work.built)
+    if model is not None:
+        _judge(_run(work, work.built, move_model(model, work.device)), work)
+
+
+def _loaded(work: _Work, built: BuiltModel) -> nn.Module | None:
     """Build the model and load it; None where no values can be trusted to be its own."""
-    model = built.make(options.seed)
-    if built.is_archive:
+    model = built.make(work.options.seed)
+    if archive_kind(work.path) is not None:
         return model
     try:
-        findings.load = load_checked(model, path, options)
+        work.load = load_checked(model, work.path, work.options)
     except ChecksumMismatch:
         return None  # the check "integrity" has said so
-    findings.checks += coverage_checks(findings.load, options)
-    return None if findings.load.on_meta else model
+    work.checks += coverage_checks(work.load, work.options)
+    return None if work.load.on_meta else model
 
 
-def _run(
-    built: BuiltModel, model: nn.Module, device: torch.device, options: VerifyOptions, findings: _Findings
-) -> _Running:
-    inputs: Inputs | None = _golden_inputs(options)
+def _run(work: _Work, built: BuiltModel, model: nn.Module) -> Running:
+    inputs: Inputs | None = golden_inputs(work.options)
     if inputs is None:
-        prepared = inputs = prepare_inputs(options, built, model, device)
-        findings.notes += prepared.notes
-    if options.plot is not None and inputs.labels is None:
-        raise CkptoolError(f"--plot {options.plot}: a confusion matrix needs labels; give --data or --targets")
-    outputs = run_model(model, inputs, device)
-    findings.notes += (note.text for note in outputs.notes)
-    return _Running(built, model, device, inputs, outputs)
+        prepared = inputs = prepare_inputs(work.options, built, model, work.device)
+        work.notes += prepared.notes
+    if work.options.plot is not None and inputs.labels is None:
+        raise CkptoolError(f"--plot {work.options.plot}: a confusion matrix needs labels; give --data or --targets")
+    outputs = run_model(model, inputs, work.device)
+    work.notes += (note.text for note in outputs.notes)
+    return Running(work.path, work.options, built, model, work.device, inputs, outputs)
 
 
-def _golden_inputs(options: VerifyOptions) -> Golden | None:
-    """Read the inputs of a golden file; None where ``--against`` names none."""
-    if options.against is None or archive_kind(options.against) is not None:
-        return None
-    golden = read_golden(options.against, options.batch_size)
-    own = next((name for name in ("images", "inputs", "data") if getattr(options, name) is not None), None)
-    if golden is not None and own is not None:
-        raise CkptoolError(f"--{own}: {options.against} holds the inputs that it was recorded with; give one of them")
-    return golden
-
-
-def _judge(running: _Running, path: Path, options: VerifyOptions, findings: _Findings, progress: Progress) -> None:
-    background = Background(running.built.make, findings.load, _untrained_share(findings.checks))
-    checks, findings.predictions = judge(
-        running.model, running.inputs, running.outputs, options, running.device, background
-    )
-    findings.checks += checks
-    findings.answers = Answers(running.outputs.judged, running.inputs.names, findings.predictions.task)
-    task, labels = findings.predictions.task, running.inputs.labels
-    if labels is not None:
-        findings.metrics = measure(running.outputs.judged, labels, task)
-    if labels is not None or options.min_accuracy is not None:
-        findings.checks.append(check_accuracy(findings.metrics, labels, options.min_accuracy, options.thresholds))
+def _judge(running: Running, work: _Work) -> None:
+    options, inputs, answers = work.options, running.inputs, running.outputs.judged
+    background = Background(running.built.make, work.load, _untrained_share(work.checks))
+    checks, work.predictions = judge(running.model, inputs, running.outputs, options, running.device, background)
+    work.checks += checks
+    task = work.predictions.task
+    work.answers = Answers(answers, inputs.names, task)
+    if inputs.labels is not None:
+        work.metrics = measure(answers, inputs.labels, task)
+    if inputs.labels is not None or options.min_accuracy is not None:
+        work.checks.append(check_accuracy(work.metrics, inputs.labels, options.min_accuracy, options.thresholds))
     if options.against is not None:
-        findings.checks += _agreement(running, path, options, findings, progress)
+        work.checks += agreement_checks(running, options.against, task, work.progress)
     if options.save_golden is not None:
-        _record(running, path, options, findings.predictions)
+        record_golden(running, options.save_golden, task)
     if options.bench and is_wanted("speed", options):
-        findings.speed = measure_speed(running.model, running.inputs, running.device)
-        findings.checks.append(check_speed(findings.speed))
-    if options.plot is not None and labels is not None:
-        _draw(running, options.plot, labels, task)
+        work.speed = measure_speed(running.model, inputs, running.device)
+        work.checks.append(check_speed(work.speed))
+    if options.plot is not None and inputs.labels is not None:
+        counts = confusion(class_logits(answers, task), class_numbers(inputs.labels))
+        draw_confusion(options.plot, counts, running.built.description, inputs.class_names)
 
 
 def _untrained_share(checks: list[Check]) -> float | None:
     found = next((check for check in checks if check.id == "values.untrained"), None)
     share = None if found is None else found.evidence.get("share")
     return share if isinstance(share, float) else None
-
-
-def _agreement(
-    running: _Running, path: Path, options: VerifyOptions, findings: _Findings, progress: Progress
-) -> list[Check]:
-    """Compare tensors and answers with those of ``--against``, a checkpoint or a golden file."""
-    assert options.against is not None
-    assert findings.predictions is not None
-    if isinstance(running.inputs, Golden):
-        golden = running.inputs
-        with open_path(path) as ours:
-            view = OpenedCheckpoint(ours.checkpoint, options.weights, options.keys)
-            tensors = check_digest(digest_of(view), golden.facts.get("digest"), golden.path)
-            precision = golden.precision(
-                running.device, stored_precision(view.tensors.values()), same_tensors=tensors.status == "pass"
-            )
-        theirs = golden.outputs
-    else:
-        tensors, precision = _compare_tensors(running, path, options.against, options, progress)
-        theirs = _answers_of(options.against, running, options)
-    ours_judged = running.outputs.judged
-    outputs = check_outputs(
-        ours_judged,
-        theirs,
-        task=findings.predictions.task,
-        precision=precision,
-        thresholds=options.thresholds,
-        other=options.against,
-    )
-    return [tensors, outputs]
-
-
-def _compare_tensors(
-    running: _Running, path: Path, other: Path, options: VerifyOptions, progress: Progress
-) -> tuple[Check, str]:
-    """Compare the tensors of two checkpoints, and say by which thresholds their answers are to be judged.
-
-    A program's own tensors are not compared: it may compute in another order than the model it was made from.
-    """
-    program = next((each for each in (path, other) if archive_kind(each) is not None), None)
-    if running.built.is_archive or program is not None:
-        message = f"{program or path} is a program: its tensors are not compared, its answers decide"
-        return Check(AGREEMENT, "skip", message), ELSEWHERE
-    with open_path(path) as ours, open_path(other) as original:
-        view = OpenedCheckpoint(ours.checkpoint, options.weights, options.keys)
-        tensors, agreement = check_tensors(view, view_other(original, options), options, progress)
-    return tensors, agreement.precision
-
-
-def _answers_of(path: Path, running: _Running, options: VerifyOptions) -> torch.Tensor:
-    """Give the answers of another checkpoint of the same model, or of a program, to the same inputs."""
-    if archive_kind(path) is not None:
-        model = build_archive(path, trust_code=options.trust_code).make(options.seed)
-    else:
-        model = running.built.make(options.seed)
-        with open_path(path) as opened:
-            view = view_other(opened, options)
-        load_checked(model, path, replace(options, as_is=False, weights=view.weights, keys=view.keys))
-    return run_model(move_model(model, running.device), running.inputs, running.device).judged
-
-
-def _record(running: _Running, path: Path, options: VerifyOptions, predictions: Predictions) -> None:
-    assert options.save_golden is not None
-    facts = {"task": predictions.task, "model": running.built.description, "seed": str(options.seed)}
-    if not running.built.is_archive:
-        with open_path(path) as opened:
-            view = OpenedCheckpoint(opened.checkpoint, options.weights, options.keys)
-            facts |= {"precision": stored_precision(view.tensors.values()), "digest": digest_of(view) or ""}
-    save_golden(options.save_golden, running.inputs, running.outputs.judged, facts, running.device)
-
-
-def _draw(running: _Running, path: Path, labels: torch.Tensor, task: Task) -> None:
-    counts = confusion(class_logits(running.outputs.judged, task), class_numbers(labels))
-    draw_confusion(path, counts, running.built.description, running.inputs.class_names)

@@ -34,6 +34,9 @@ _LEAST_COPIED = 64
 def check_finite(tensors: Sequence[Measured]) -> Check:
     """Look for NaN and infinity in every floating tensor; masks may hold infinities."""
     floating = [tensor for tensor in tensors if tensor.spec.dtype.kind in ("float", "complex") and tensor.statistics]
+    if tensors and not any(tensor.spec.numel for tensor in tensors):
+        message = "no tensor holds a single value, so there are no weights to judge"
+        return Check("values.finite", "inconclusive", message, {}, "name the file with the weights")
     if not floating:
         return Check("values.finite", "skip", "there are no floating tensors to look at")
     bad = [tensor for tensor in floating if _is_bad(tensor)]

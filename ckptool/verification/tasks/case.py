@@ -99,6 +99,24 @@ def conclude(case: Case, status: CheckStatus, message: str, evidence: Mapping[st
     return Check(ID, status, message, {"task": case.task, "inputs": case.inputs.kind, **evidence}, advice)
 
 
+def conclude_told_apart(
+    case: Case, numbers: Mapping[str, Any], seen: str, *, told_apart: bool, unusual: str = "", unsettled: CheckStatus
+) -> Check:
+    """Decide by one question: told apart, else untrained where something speaks for that, else ``unsettled``.
+
+    ``seen`` says what was answered; ``unusual`` goes on with what is odd about it.
+    """
+    few = too_few(case)
+    if few:
+        return conclude(case, "inconclusive", f"{few}: {seen}.", numbers, case.advice)
+    if told_apart:
+        return conclude(case, "pass", f"{seen}.", numbers)
+    reasons = corroborations(case)
+    if reasons:
+        return conclude(case, "fail", f"{seen}{unusual}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
+    return conclude(case, unsettled, f"{seen}{unusual}.{exonerations(case)}", numbers, case.advice)
+
+
 def too_few(case: Case) -> str | None:
     """Say that there are not enough inputs for a verdict."""
     least = case.options.thresholds.least_inputs

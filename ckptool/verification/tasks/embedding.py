@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ckptool.model.verification import Check
+from ckptool.model.verification import Check, CheckStatus
 from ckptool.verification import statistics
 from ckptool.verification.outputs import Inputs, Outputs
-from ckptool.verification.tasks.case import (
-    LOAD_ADVICE,
-    Case,
-    Measured,
-    conclude,
-    corroborations,
-    exonerations,
-    join_words,
-    too_few,
-)
+from ckptool.verification.tasks.case import Case, Measured, conclude_told_apart
 
 
 def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
@@ -41,16 +32,12 @@ def judge(case: Case, measured: Measured) -> Check:
     numbers, limits = measured.statistics, case.options.thresholds
     seen = (
         f"{case.fed} -> vectors with a mean cosine of {numbers['mean_cosine']:.2f} "
-        f"(input dependence {numbers['input_dependence']:.2g}"
+        f"(input dependence {numbers['input_dependence']:.2g})"
     )
-    few = too_few(case)
-    if few:
-        return conclude(case, "inconclusive", f"{few}: {seen}).", numbers, case.advice)
-    if numbers["mean_cosine"] <= limits.cosine and numbers["input_dependence"] >= limits.vector_dependence:
-        return conclude(case, "pass", f"{seen}).", numbers)
-    seen = f"{seen}; usual <= {limits.cosine} and >= {limits.vector_dependence})"
-    reasons = corroborations(case)
-    if reasons:
-        return conclude(case, "fail", f"{seen}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
-    message = f"{seen}: different inputs get nearly the same vector.{exonerations(case)}"
-    return conclude(case, "warn" if case.in_domain else "inconclusive", message, numbers, case.advice)
+    unusual = (
+        ", different inputs get nearly the same vector (a usual cosine is at most "
+        f"{limits.cosine:g}, a usual dependence at least {limits.vector_dependence:g})"
+    )
+    spreads = numbers["mean_cosine"] <= limits.cosine and numbers["input_dependence"] >= limits.vector_dependence
+    unsettled: CheckStatus = "warn" if case.in_domain else "inconclusive"
+    return conclude_told_apart(case, numbers, seen, told_apart=spreads, unusual=unusual, unsettled=unsettled)

@@ -17,10 +17,10 @@ from ckptool.verification.tasks.case import (
     Case,
     Measured,
     conclude,
+    conclude_told_apart,
     corroborations,
     exonerations,
     join_words,
-    too_few,
 )
 from ckptool.verification.tasks.segmentation import flatten_places
 
@@ -120,12 +120,5 @@ def _judge_random(case: Case, measured: Measured) -> Check:
         f"tokens (mean confidence {numbers['mean_confidence']:.3g}; mutual information "
         f"{numbers['mutual_information']:.3f})"
     )
-    few = too_few(case)
-    if few:
-        return conclude(case, "inconclusive", f"{few}: {seen}.", numbers, case.advice)
-    if numbers["mutual_information"] >= limits.mutual_information:
-        return conclude(case, "pass", f"{seen}.", numbers)
-    reasons = corroborations(case)
-    if reasons:
-        return conclude(case, "fail", f"{seen}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
-    return conclude(case, "inconclusive", f"{seen}.{exonerations(case)}", numbers, case.advice)
+    told_apart = numbers["mutual_information"] >= limits.mutual_information
+    return conclude_told_apart(case, numbers, seen, told_apart=told_apart, unsettled="inconclusive")

@@ -7,17 +7,7 @@ from torch import Tensor
 from ckptool.model.verification import Check
 from ckptool.verification import statistics
 from ckptool.verification.outputs import Inputs, Outputs
-from ckptool.verification.tasks.case import (
-    LOAD_ADVICE,
-    Case,
-    Measured,
-    conclude,
-    corroborations,
-    exonerations,
-    join_words,
-    percent,
-    too_few,
-)
+from ckptool.verification.tasks.case import Case, Measured, conclude_told_apart, percent
 
 # A label is constant when its logit moves by less than this much of what the logits measure.
 _CONSTANT = 1e-2
@@ -56,12 +46,5 @@ def judge(case: Case, measured: Measured) -> Check:
         f"labels each ({percent(numbers['constant_labels'])} of the labels never move; input dependence "
         f"{numbers['input_dependence']:.3g})"
     )
-    few = too_few(case)
-    if few:
-        return conclude(case, "inconclusive", f"{few}: {seen}.", numbers, case.advice)
-    if numbers["constant_labels"] < limits.share:
-        return conclude(case, "pass", f"{seen}.", numbers)
-    reasons = corroborations(case)
-    if reasons:
-        return conclude(case, "fail", f"{seen}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
-    return conclude(case, "inconclusive", f"{seen}.{exonerations(case)}", numbers, case.advice)
+    told_apart = numbers["constant_labels"] < limits.share
+    return conclude_told_apart(case, numbers, seen, told_apart=told_apart, unsettled="inconclusive")

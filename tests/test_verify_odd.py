@@ -1,0 +1,374 @@
+"""The verify command with models and inputs as people have them: whatever they answer, it ends in order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.strict_json import strictly
+from torch import nn
+
+MODULE = """
+import dataclasses
+import sys
+
+import torch
+from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: torch.Tensor
+    cache: object = None
+
+
+def answering(make):
+    class Odd(Plain):
+        def forward(self, x):
+            return make(self.fc(x))
+
+    return Odd
+
+
+class Ending(Plain):
+    def forward(self, x):
+        sys.exit(0)
+
+
+class Printing(Plain):
+    def forward(self, x):
+        print("a line of its own")
+        return self.fc(x)
+
+
+class Refusing(Plain):
+    def train(self, mode=True):
+        raise RuntimeError("it has one mode")
+
+
+class Lookup(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.table = nn.Embedding(64, width)
+        self.head = nn.Linear(width, 64)
+
+    def forward(self, input_ids):
+        return self.head(self.table(input_ids))
+
+
+class Pixels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+bare = answering(lambda logits: logits)
+dictionary = answering(lambda logits: {"loss": logits.sum(), "logits": logits})
+pair = answering(lambda logits: (logits, None))
+dataclass = answering(lambda logits: Answer(logits))
+sparse = answering(lambda logits: logits.to_sparse())
+half = answering(lambda logits: logits.half())
+classes = answering(lambda logits: logits.argmax(dim=1))
+nothing = answering(lambda logits: None)
+words = answering(lambda logits: "five")
+empty = answering(lambda logits: logits[:, :0])
+one_number = answering(lambda logits: logits.mean())
+imaginary = answering(lambda logits: logits * 1j)
+nested = answering(lambda logits: ((logits,),))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with the models, weights that tell the rows of ``rows.npz`` apart, and these."""
+    place = tmp_path_factory.mktemp("odd")
+    (place / "odd_models.py").write_text(MODULE)
+    generator = torch.Generator().manual_seed(0)
+    weights = {"fc.weight": torch.randn(5, 6, generator=generator), "fc.bias": torch.randn(5, generator=generator) / 9}
+    torch.save(weights, place / "weights.pt")
+    np.savez(place / "rows.npz", x=torch.randn(40, 6, generator=generator).numpy() * 2)
+    return place
+
+
+@pytest.fixture
+def verify(run, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run ``verify --json`` in the folder; give status and document."""
+    monkeypatch.chdir(folder)
+
+    def verify_path(*args: object) -> tuple[int, dict[str, Any]]:
+        ran = run("verify", *args, "--device", "cpu", "--json")
+        assert "Traceback" not in ran.err
+        return ran.status, strictly(ran.out)
+
+    return verify_path
+
+
+def check(document: dict[str, Any], check_id: str) -> dict[str, Any]:
+    return next(each for each in document["checks"] if each["id"] == check_id)
+
+
+# --- what a forward may give ---
+
+
+@pytest.mark.parametrize("name", ["bare", "dictionary", "pair", "dataclass", "sparse", "half", "classes"])
+def test_answers_of_every_form_are_judged(verify, name):
+    status, found = verify("weights.pt", "--model", f"odd_models.py:{name}", "--inputs", "rows.npz")
+    assert (status, found["verdict"]) == (0, "pass")
+    assert (found["predictions"]["task"], found["predictions"]["classes"]) == ("classification", 5)
+    assert len(found["predictions"]["histogram"]) >= 4
+
+
+@pytest.mark.parametrize("name", ["nothing", "words", "empty", "one_number", "imaginary", "nested"])
+def test_what_is_no_answer_is_refused(verify, name):
+    status, found = verify("weights.pt", "--model", f"odd_models.py:{name}", "--inputs", "rows.npz")
+    assert (status, found["verdict"], found["predictions"]) == (2, "error", None)
+    assert "nothing in its answer is a tensor with a row for each input" in found["error"]
+
+
+def test_a_forward_that_ends_the_program_is_no_pass(verify):
+    status, found = verify("weights.pt", "--model", "odd_models.py:Ending", "--inputs", "rows.npz")
+    assert (status, found["verdict"]) == (2, "error")
+    assert "SystemExit" in found["error"]
+
+
+def test_what_a_model_prints_is_not_the_answer(run, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    ran = run("verify", "weights.pt", "--model", "odd_models.py:Printing", "--inputs", "rows.npz", "--json")
+    assert (ran.status, strictly(ran.out)["verdict"]) == (0, "pass")
+    assert "a line of its own" in ran.err
+
+
+def test_a_model_that_cannot_be_evaluated_is_refused(verify):
+    status, found = verify("weights.pt", "--model", "odd_models.py:Refusing", "--inputs", "rows.npz")
+    assert (status, found["verdict"]) == (2, "error")
+    assert "it has one mode" in found["error"]
+
+
+# --- programs ---
+
+
+@pytest.fixture(scope="module")
+def program(folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(6, 5))
+    path = folder / "program.pt"
+    torch.jit.trace(model.eval(), torch.rand(2, 6)).save(path)
+    return path
+
+
+def test_weights_are_loaded_into_a_program_that_is_named_as_their_model(verify, program, tmp_path):
+    spiked = torch.load("weights.pt", weights_only=True)
+    spiked["fc.bias"][3] = 80
+    torch.save(spiked, tmp_path / "spiked.pt")
+    trusted = ("--model", program, "--trust-code", "--inputs", "rows.npz")
+    status, found = verify("weights.pt", *trusted)
+    assert (status, check(found, "load.coverage")["status"]) == (0, "pass")
+    status, found = verify(tmp_path / "spiked.pt", *trusted)
+    assert (status, check(found, "output.diverse")["status"]) == (1, "fail")
+    assert verify("weights.pt", *trusted, "--against", tmp_path / "spiked.pt")[0] == 1
+
+
+def test_a_program_is_compared_with_golden_answers_and_with_weights(verify, program, tmp_path):
+    golden = tmp_path / "golden.safetensors"
+    trusted = ("--trust-code", "--inputs", "rows.npz")
+    assert verify(program, *trusted, "--save-golden", golden)[0] == 0
+    status, found = verify(program, "--trust-code", "--against", golden)
+    assert (status, check(found, "agreement.outputs")["status"]) == (0, "pass")
+    status, found = verify(program, *trusted, "--against", "weights.pt")
+    assert (status, check(found, "agreement.outputs")["status"]) == (1, "fail")
+
+
+# --- golden files ---
+
+
+def test_a_golden_file_that_is_damaged_convicts_nobody(verify, tmp_path):
+    model = ("--model", "odd_models.py:Plain")
+    golden = tmp_path / "golden.safetensors"
+    assert verify("weights.pt", *model, "--inputs", "rows.npz", "--save-golden", golden)[0] == 0
+    content = bytearray(golden.read_bytes())
+    content[-2] ^= 0x40
+    golden.write_bytes(content)
+    status, found = verify("weights.pt", *model, "--against", golden)
+    assert (status, found["verdict"]) == (2, "error")
+    assert "is not what was recorded" in found["error"]
+
+
+def test_without_a_model_another_digest_than_the_golden_one_is_left_open(verify, tmp_path):
+    golden = tmp_path / "golden.safetensors"
+    model = ("--model", "odd_models.py:Plain", "--inputs", "rows.npz")
+    assert verify("weights.pt", *model, "--save-golden", golden)[0] == 0
+    assert verify("weights.pt", "--against", golden)[0] == 0
+    changed = torch.load("weights.pt", weights_only=True)
+    changed["fc.bias"][0] += 1e-3
+    torch.save(changed, tmp_path / "changed.pt")
+    status, found = verify(tmp_path / "changed.pt", "--against", golden)
+    assert (status, check(found, "agreement.tensors")["status"]) == (2, "inconclusive")
+    assert "--model" in check(found, "agreement.tensors")["advice"]
+
+
+# --- damage ---
+
+
+@pytest.fixture
+def flipped(folder: Path, tmp_path: Path) -> Path:
+    """Flip a bit in a stored tensor of a copy."""
+    content = bytearray((folder / "weights.pt").read_bytes())
+    begin = content.index(torch.load(folder / "weights.pt", weights_only=True)["fc.weight"].numpy().tobytes())
+    content[begin + 7] ^= 0x10
+    (tmp_path / "flipped.pt").write_bytes(content)
+    return tmp_path / "flipped.pt"
+
+
+def test_bytes_that_belie_their_checksum_are_never_run(verify, flipped):
+    status, found = verify(flipped, "--model", "odd_models.py:Plain", "--inputs", "rows.npz")
+    assert (status, found["verdict"], found["predictions"]) == (1, "fail", None)
+    assert check(found, "integrity")["status"] == "fail"
+    assert {each["id"].partition(".")[0] for each in found["checks"]}.isdisjoint({"load", "output"})
+
+
+def test_an_original_that_belies_its_checksum_is_no_reference(verify, flipped):
+    status, found = verify("weights.pt", "--model", "odd_models.py:Plain", "--inputs", "rows.npz", "--against", flipped)
+    assert (status, found["verdict"]) == (2, "error")
+    assert "checksum" in found["error"]
+
+
+def test_a_file_without_a_single_value_is_not_sound(verify, tmp_path):
+    torch.save({"fc.weight": torch.zeros(0, 6)}, tmp_path / "hollow.pt")
+    status, found = verify(tmp_path / "hollow.pt")
+    assert (status, found["verdict"]) == (2, "inconclusive")
+
+
+# --- inputs ---
+
+
+def test_inputs_that_are_no_numbers_convict_nobody(verify, folder, tmp_path):
+    rows = np.load(folder / "rows.npz")["x"]
+    rows[::3] = np.nan
+    np.savez(tmp_path / "gaps.npz", x=rows)
+    status, found = verify("weights.pt", "--model", "odd_models.py:Plain", "--inputs", tmp_path / "gaps.npz")
+    assert (status, check(found, "output.finite")["status"]) == (2, "inconclusive")
+    assert "14 of 40 inputs hold NaN" in check(found, "output.finite")["message"]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_labels_may_be_marks_in_columns(verify, folder, tmp_path, kind):
+    rows = np.load(folder / "rows.npz")["x"]
+    weights = torch.load("weights.pt", weights_only=True)
+    right = (torch.tensor(rows) @ weights["fc.weight"].T + weights["fc.bias"]).argmax(dim=1)
+    np.savez(tmp_path / "marked.npz", x=rows, labels=np.eye(5)[right.numpy()].astype(kind))
+    asked = ("weights.pt", "--model", "odd_models.py:Plain", "--inputs", tmp_path / "marked.npz")
+    status, found = verify(*asked)
+    assert (status, found["predictions"]["task"], found["metrics"]["accuracy"]) == (0, "classification", 1.0)
+    status, found = verify(*asked, "--task", "multilabel")
+    assert found["predictions"]["task"] == "multilabel"
+    assert found["metrics"]["recall_macro"] is not None
+
+
+def test_bytes_of_pictures_in_a_wider_type_are_pictures(verify, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 4, 4))
+    torch.save({"fc.weight": torch.randn(5, 3) * 9, "fc.bias": torch.zeros(5)}, tmp_path / "pixels.pt")
+    statistics = []
+    for kind in (np.uint8, np.int32, np.int64):
+        np.savez(tmp_path / "pixels.npz", x=images.astype(kind))
+        asked = ("--model", "odd_models.py:Pixels", "--inputs", tmp_path / "pixels.npz")
+        statistics.append(verify(tmp_path / "pixels.pt", *asked)[1]["predictions"]["statistics"])
+    assert statistics[0] == statistics[1] == statistics[2]
+
+
+TABLES = {
+    "headings of other words": ("Datei,Klasse", range(40), 0, "names its columns"),
+    "headings and no rows": ("image,label", [], 2, "headings and no rows"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_labels(verify, tmp_path, name):
+    pictures = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    heading, numbers, expected, said = TABLES[name]
+    generator = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    colours = generator.integers(0, 256, (40, 1, 1, 3)).astype(np.uint8)
+    for number in range(40):
+        pictures.fromarray(np.tile(colours[number], (4, 4, 1))).save(tmp_path / "pictures" / f"{number}.png")
+    torch.save({"fc.weight": torch.randn(5, 3) * 9, "fc.bias": torch.zeros(5)}, tmp_path / "pixels.pt")
+    rows = "".join(f"{number}.png,{number % 5}\n" for number in numbers)
+    (tmp_path / "pictures" / "labels.csv").write_text(f"{heading}\n{rows}")
+    asked = ("--model", "odd_models.py:Pixels", "--data", tmp_path / "pictures", "--skip-checks", "accuracy")
+    status, found = verify(tmp_path / "pixels.pt", *asked, "--skip-checks", "output.diverse")
+    assert status == expected
+    assert said in json.dumps([found["notes"], found["error"]])
+
+
+# --- text ---
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Path:
+    """Give the folder of a tokenizer that knows 64 words and letters."""
+    library = pytest.importorskip("tokenizers", reason="a tokenizer is made with tokenizers")
+    from ckptool.verification.texts import TEXT
+
+    model = library.Tokenizer(library.models.BPE(unk_token="[UNK]"))
+    model.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    trainer = library.trainers.BpeTrainer(vocab_size=64, special_tokens=["[UNK]"], show_progress=False)
+    model.train_from_iterator([TEXT], trainer)
+    place = folder / "tokenizer"
+    place.mkdir()
+    model.save(str(place / "tokenizer.json"))
+    return place
+
+
+def bigrams(tokenizer: Path) -> dict[str, torch.Tensor]:
+    """Give the weights of a model that knows how often one token follows another in the built-in text."""
+    from ckptool.verification.texts import TEXT, encode
+
+    ids = torch.tensor(encode(tokenizer, TEXT))
+    counts = torch.full((64, 64), 0.05).index_put((ids[:-1], ids[1:]), torch.tensor(1.0), accumulate=True)
+    logits = (counts / counts.sum(dim=1, keepdim=True)).log()
+    return {"table.weight": torch.eye(64) * 3, "head.weight": logits.T / 3, "head.bias": torch.zeros(64)}
+
+
+def test_a_language_model_is_judged_by_text_where_there_is_a_tokenizer(verify, tokenizer, tmp_path):
+    torch.save(bigrams(tokenizer), tmp_path / "bigrams.pt")
+    asked = ("--model", "odd_models.py:Lookup", "--model-arg", "width=64", "--tokenizer", tokenizer)
+    status, found = verify(tmp_path / "bigrams.pt", *asked)
+    assert (status, found["predictions"]["kind"]) == (0, "sample text")
+    assert (
+        found["predictions"]["statistics"]["cross_entropy"] < 0.7 * found["predictions"]["statistics"]["guess_entropy"]
+    )
+    shuffled = bigrams(tokenizer)
+    shuffled["head.weight"] = shuffled["head.weight"][torch.randperm(64, generator=torch.Generator().manual_seed(1))]
+    torch.save(shuffled, tmp_path / "shuffled.pt")
+    status, found = verify(tmp_path / "shuffled.pt", *asked)
+    assert (status, check(found, "output.diverse")["status"]) == (1, "fail")
+    assert verify(tmp_path / "shuffled.pt", *asked[:-2])[0] == 0  # random tokens cannot tell
+
+
+def test_a_tokenizer_of_another_model_is_refused(verify, tokenizer, tmp_path):
+    torch.save({"table.weight": torch.randn(9, 4), "head.weight": torch.randn(9, 4)}, tmp_path / "small.pt")
+    (tmp_path / "small_model.py").write_text(
+        "from torch import nn\n\n\nclass Small(nn.Sequential):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.table = nn.Embedding(9, 4)\n        self.head = nn.Linear(4, 9, bias=False)\n"
+    )
+    status, found = verify(
+        tmp_path / "small.pt", "--model", tmp_path / "small_model.py:Small", "--tokenizer", tokenizer
+    )
+    assert (status, found["verdict"]) == (2, "error")
+    assert "the model knows 9; give its own tokenizer" in found["error"]
