@@ -177,6 +177,7 @@ COMMANDS = {
     "convert back": ("convert", "{out}/clean.safetensors", "{out}/again.pt"),
     "cast": ("convert", DIGITS, "{out}/half.safetensors", "--dtype", "bfloat16"),
     "stats": ("inspect", DIGITS, "--stats"),
+    "diff": ("diff", DIGITS, DIGITS, "--metadata"),
 }
 NEEDS_NUMPY = {"cast", "stats"}
 RUN = """
