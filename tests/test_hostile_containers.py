@@ -539,7 +539,7 @@ LEGACY: dict[str, tuple[Callable[[], bytes], str]] = {
     "D5 view list": (lambda: stream_of(view=["v", 0, 2]), "is not what torch writes"),
     "D5 view short": (lambda: stream_of(view=("v", 0)), "is not what torch writes"),
     "D5 view named as its storage": (lambda: stream_of(view=("0", 0, 4)), "a storage and a view of one have the same"),
-    "D7 magic": (lambda: stream_of(magic=MAGIC + 1), "this is a plain pickle"),
+    "D7 magic": (lambda: stream_of(magic=MAGIC + 1), "bytes follow the pickle"),
     "D7 protocol": (lambda: stream_of(protocol=1002), "the preamble is not that of torch's format 1001"),
     "D7 protocol bool": (lambda: stream_of(protocol=True), "the preamble is not that of torch's format 1001"),
     "D7 big-endian": (lambda: stream_of(system=SYSTEM | {"little_endian": False}), "with another byte order"),
@@ -550,7 +550,7 @@ LEGACY: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "D7 system": (lambda: stream_of(system=[1]), "the system information in the preamble is damaged"),
     "A16 code in the preamble": (lambda: stream_of(system=SYSTEM | {"x": Call()}), "names code, which torch never"),
-    "A16 code for the magic": (lambda: pickled(Call()) + stream_of()[15:], "this is a plain pickle"),
+    "A16 code for the magic": (lambda: pickled(Call()) + stream_of()[15:], "bytes follow the pickle"),
     "A21 five parts": (lambda: legacy({"w": Rebuilt(named())}, ["0"], [(4, FOUR_FLOATS)]), "with 5 parts, not 6"),
     "E9 two dtypes": (
         lambda: legacy(

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import json
-import lzma
 import os
-import pickle
 import socket
 import stat
 import tarfile
@@ -16,7 +12,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy
 import pytest
 import safetensors.torch
 import torch
@@ -61,47 +56,12 @@ def tarred(*names: str) -> bytes:
     return stream.getvalue()
 
 
-def npz() -> bytes:
-    stream = io.BytesIO()
-    numpy.savez(stream, w=numpy.arange(4))
-    return stream.getvalue()
-
-
-def npy() -> bytes:
-    stream = io.BytesIO()
-    numpy.save(stream, numpy.arange(4))
-    return stream.getvalue()
-
-
-def scripted() -> bytes:
-    stream = io.BytesIO()
-    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), stream)
-    return stream.getvalue()
-
-
-def exported() -> bytes:
-    stream = io.BytesIO()
-    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), stream)
-    return stream.getvalue()
-
-
-PLAIN_PICKLE = f"this is a plain pickle, not a file of torch.save, which ckptool does not read yet; {EXPORT}"
-OLD_TAR = f"this is a checkpoint of torch before 0.1.10 (tar), which ckptool does not read yet; {EXPORT}"
 WEB_PAGE = "this is a web page, not a checkpoint: the download failed; download the file itself"
 XML = "this is XML, probably a server's error reply, not a checkpoint; download the file itself"
 JSON = "this is JSON (an error reply or a configuration), not a checkpoint; download the file itself"
 INDEX = "1 of 1 files that its index names are not there ('a.safetensors'); get them, too"
 UNKNOWN = "this is no format of PyTorch checkpoints that ckptool knows; check which file is meant"
 LFS_POINTER = "this is a Git LFS pointer to a file of 417,003,520 bytes, not the checkpoint itself; run git lfs pull"
-INSIDE = "this zip archive has a checkpoint inside; unpack it first"
-TORCHSCRIPT = (
-    "this is a TorchScript archive (a program with its weights), which ckptool does not read yet; "
-    "load it with torch.jit.load and save its state_dict() with torch.save"
-)
-PT2 = (
-    "this is a torch.export archive (.pt2), which ckptool does not read yet; "
-    "load it with torch.export.load and save its state_dict with torch.save"
-)
 
 FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", f"the file is empty; {AGAIN}"),
@@ -134,12 +94,6 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         UNKNOWN,
     ),
     "noise": (lambda: b"\x07\x13\xff\xfe junk", UNKNOWN),
-    "gzip": (
-        lambda: gzip.compress(saved()),
-        "this is compressed with gzip, which ckptool does not unpack yet; run gunzip on it first",
-    ),
-    "xz": (lambda: lzma.compress(saved()), "this is compressed with xz; run unxz on it first"),
-    "bzip2": (lambda: bz2.compress(saved()), "this is compressed with bzip2; run bunzip2 on it first"),
     "7z": (lambda: b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(40), "this is a 7z archive; unpack it first"),
     "zstd": (lambda: b"\x28\xb5\x2f\xfd" + b"\x01" * 40, "this is compressed with zstd; run unzstd on it first"),
     "lz4": (lambda: b"\x04\x22\x4d\x18" + b"\x01" * 40, "this is compressed with lz4; run unlz4 on it first"),
@@ -152,11 +106,6 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"\x89HDF\r\n\x1a\n" + bytes(40),
         f"this is an HDF5 file (Keras or h5py), not a PyTorch checkpoint; {EXPORT}",
     ),
-    "npy": (
-        npy,
-        "this is a NumPy array, which ckptool does not read yet; save it with safetensors.numpy.save_file",
-    ),
-    "npz": (npz, f"this is a NumPy archive (.npz), which ckptool does not read yet; {EXPORT}"),
     "onnx": (
         lambda: b"\x08\x08\x12\x07pytorch\x1a\x052.1.0\x3a\x10" + bytes(16),
         "this looks like an ONNX model, not a PyTorch checkpoint; go back to the model it was exported from",
@@ -166,11 +115,9 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved()[:700],
         f"this is a truncated zip archive: 700 bytes are there, its end is not; {AGAIN}",
     ),
-    "zip-around": (lambda: zipped(**{"model.pt": saved()}), INSIDE),
-    "zip-around-folder": (lambda: zipped(**{"run/best.ckpt": saved(), "run/notes.txt": b"x"}), INSIDE),
     "zip-of-nothing": (
         lambda: zipped(**{"notes.txt": b"x"}),
-        "this zip archive holds no checkpoint (no data.pkl in it); check which file is meant",
+        "this zip archive holds no checkpoint; check which file is meant",
     ),
     "zip-no-folder": (
         lambda: named_zip("data.pkl", "version"),
@@ -179,22 +126,6 @@ FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "keras": (
         lambda: named_zip("metadata.json", "config.json", "model.weights.h5"),
         f"this is a Keras model, not a PyTorch checkpoint; {EXPORT}",
-    ),
-    "torchscript": (scripted, TORCHSCRIPT),
-    "pt2": (exported, PT2),
-    "pickle-2": (lambda: pickle.dumps({"model": {"w": [1.0]}}, 2), PLAIN_PICKLE),
-    "pickle-4": (lambda: pickle.dumps({"model": {"w": [1.0]}}, 4), PLAIN_PICKLE),
-    "pickle-0": (lambda: pickle.dumps({"model": {"w": [1.0]}}, 0), PLAIN_PICKLE),
-    "pickle-call": (lambda: b"cbuiltins\nlen\n(lR.", PLAIN_PICKLE),
-    "tar": (
-        lambda: tarred("weights.pt"),
-        "this is a tar archive, which ckptool does not read yet; unpack it and name the checkpoint in it",
-    ),
-    "old-torch-tar": (lambda: tarred("storages", "tensors", "pickle"), OLD_TAR),
-    "old-torch-tar-order": (lambda: tarred("pickle", "sys_info"), OLD_TAR),
-    "nemo": (
-        lambda: tarred("./model_config.yaml", "./model_weights.ckpt"),
-        "this is a NeMo archive, which ckptool does not read yet; unpack it and name model_weights.ckpt",
     ),
     "legacy-and-zip": (
         lambda: saved(_use_new_zipfile_serialization=False) + saved(),

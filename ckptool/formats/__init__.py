@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile, open_file
-from ckptool.formats.safetensors import read_safetensors
+from ckptool.formats.readers import ENVELOPES, read_file
 from ckptool.formats.sniff import SHARD_INDEX, sniff
-from ckptool.formats.torch_legacy import read_torch_legacy
-from ckptool.formats.torch_zip import read_torch_zip
 from ckptool.model.checkpoint import Checkpoint
 
 __all__ = ["open_checkpoint"]
-
-_READERS: dict[str, Callable[[InputFile], Checkpoint]] = {
-    "zip": read_torch_zip,
-    "torch-legacy": read_torch_legacy,
-    "safetensors": read_safetensors,
-}
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Describe the checkpoint in a file, or in the files that an index or a model's folder names.
 
     Nothing in it is run, no tensor is read.
+
+    A path may lead into an archive as if it were a folder: ``runs.zip/best.ckpt``.
 
     :raises UnreadableCheckpoint: it is no checkpoint, damaged, hostile, or of a kind that is not read yet. The
         message begins with the path; ``globals`` are what its pickle named until then.
@@ -60,13 +54,13 @@ def _open_folder(path: Path) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    file = open_file(path)
+    file, wanted = _open(path)
     kind = _sniff(file)
     if kind == SHARD_INDEX:
         from ckptool.formats.joined import open_index
 
         return open_index(file, path, _open_single)
-    checkpoint = _read(file, kind)
+    checkpoint = _read(file, kind, wanted)
     return _say_if_shard(checkpoint) if "-of-" in path.name else checkpoint
 
 
@@ -93,15 +87,32 @@ def _sniff(file: InputFile) -> str:
         raise
 
 
-def _read(file: InputFile, kind: str) -> Checkpoint:
+def _read(file: InputFile, kind: str, wanted: str | None = None) -> Checkpoint:
+    with _paused_collection():
+        return read_file(file, kind, wanted)
+
+
+def _open(path: Path) -> tuple[InputFile, str | None]:
+    """Open a file; where the path leads into an archive, open that, and name the file in it."""
     try:
-        with _paused_collection():
-            checkpoint = _READERS[kind](file)
-        file.check_unchanged()
-    except BaseException:
+        return open_file(path), None
+    except UnreadableCheckpoint as error:
+        if not isinstance(error.__cause__, NotADirectoryError):
+            raise
+        outer = next(parent for parent in path.parents if parent.is_file())
+        file = open_file(outer)
+        file.path = path
+        if _is_envelope(file):
+            return file, path.relative_to(outer).as_posix()
         file.close()
         raise
-    return checkpoint
+
+
+def _is_envelope(file: InputFile) -> bool:
+    try:
+        return sniff(file) in ENVELOPES
+    except UnreadableCheckpoint:
+        return False
 
 
 @contextmanager

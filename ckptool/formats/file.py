@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
-from ckptool.model.sources import CHUNK_BYTES
+from ckptool.model.sources import CHUNK_BYTES, FileRange
 
 # Without O_NONBLOCK the open of a FIFO waits for a writer that may never come.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -93,6 +93,10 @@ class InputFile:
         finally:
             self._spare_buffers.append(buffer)
 
+    def place(self, offset: int, nbytes: int) -> FileRange:
+        """Say where ``nbytes`` bytes from ``offset`` on lie in the file that is open."""
+        return FileRange(self.fd, offset, nbytes)
+
     def check_unchanged(self) -> None:
         """Compare size, time of the last change and inode with those at the time of opening.
 
@@ -113,6 +117,47 @@ class InputFile:
         if got == 0:
             raise _cut_short(offset)
         return target[:got]
+
+
+class InnerFile(InputFile):
+    """Read a file that lies as it is inside another one: ``size`` bytes from byte ``start`` on."""
+
+    def __init__(self, outer: InputFile, start: int, size: int) -> None:
+        self.path = outer.path
+        self.fd = outer.fd
+        self.size = size
+        self._outer = outer
+        self._start = start
+        self._spare_buffers = []
+
+    def close(self) -> None:
+        """Release the outer file; a second call does nothing."""
+        self._outer.close()
+
+    def read_some(self, offset: int, nbytes: int) -> bytes:
+        """Give up to ``nbytes`` bytes from ``offset`` on, at least one, and none from behind the end.
+
+        :raises UnreadableCheckpoint: the file ends at ``offset`` or cannot be read.
+        """
+        if offset >= self.size:
+            raise _cut_short(offset)
+        return self._outer.read_some(self._start + offset, min(nbytes, self.size - offset))
+
+    def place(self, offset: int, nbytes: int) -> FileRange:
+        """Say where ``nbytes`` bytes from ``offset`` on lie in the outer file."""
+        return self._outer.place(self._start + offset, nbytes)
+
+    def check_unchanged(self) -> None:
+        """Compare the outer file with what it was at the time of opening.
+
+        :raises UnreadableCheckpoint: it is being written to.
+        """
+        self._outer.check_unchanged()
+
+    def _read_into(self, target: memoryview, offset: int) -> memoryview:
+        if offset >= self.size:
+            raise _cut_short(offset)
+        return self._outer._read_into(target[: self.size - offset], self._start + offset)
 
 
 def open_file(path: Path) -> InputFile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
@@ -13,7 +13,7 @@ from ckptool.formats.zip import LOCAL_SIGNATURE, has_directory
 
 SHARD_INDEX = "shard-index"
 
-_HEAD_BYTES = 4096
+HEAD_BYTES = 4096
 _SEARCHED_BYTES = 1 << 20
 _SHOWN_CHARACTERS = 60
 
@@ -33,10 +33,7 @@ _EXPORT = "load it where it was made and save its tensors with torch.save or saf
 
 # Where it stands, the first bytes, what it is and what to do; the first match counts.
 _SIGNATURES = (
-    (0, b"\x1f\x8b", "this is compressed with gzip, which ckptool does not unpack yet; run gunzip on it first"),
-    (0, b"\xfd7zXZ\0", "this is compressed with xz; run unxz on it first"),
     (0, b"7z\xbc\xaf\x27\x1c", "this is a 7z archive; unpack it first"),
-    (0, b"BZh", "this is compressed with bzip2; run bunzip2 on it first"),
     (0, b"\x28\xb5\x2f\xfd", "this is compressed with zstd; run unzstd on it first"),
     (0, b"\x04\x22\x4d\x18", "this is compressed with lz4; run unlz4 on it first"),
     (0, b"Rar!\x1a\x07", "this is a rar archive; unpack it first"),
@@ -44,57 +41,29 @@ _SIGNATURES = (
     (0, b"GGUF", f"this is a GGUF model for llama.cpp, which ckptool does not read yet; {_EXPORT}"),
     (0, b"FUGG", f"this is a big-endian GGUF model for llama.cpp, which ckptool does not read yet; {_EXPORT}"),
     (0, b"\x89HDF\r\n\x1a\n", f"this is an HDF5 file (Keras or h5py), not a PyTorch checkpoint; {_EXPORT}"),
-    (
-        0,
-        b"\x93NUMPY",
-        "this is a NumPy array, which ckptool does not read yet; save it with safetensors.numpy.save_file",
-    ),
 )
 
-_TAR_MEMBERS = (
-    (b"sys_info", f"this is a checkpoint of torch before 0.1.10 (tar), which ckptool does not read yet; {_EXPORT}"),
-    (b"storages", f"this is a checkpoint of torch before 0.1.10 (tar), which ckptool does not read yet; {_EXPORT}"),
-    (
-        b"model_config.yaml",
-        "this is a NeMo archive, which ckptool does not read yet; unpack it and name model_weights.ckpt",
-    ),
-)
-_TAR = "this is a tar archive, which ckptool does not read yet; unpack it and name the checkpoint in it"
-
-_TORCHSCRIPT = (
-    "this is a TorchScript archive (a program with its weights), which ckptool does not read yet;"
-    " load it with torch.jit.load and save its state_dict() with torch.save"
-)
-_PT2 = (
-    "this is a torch.export archive (.pt2), which ckptool does not read yet;"
-    " load it with torch.export.load and save its state_dict with torch.save"
-)
-
-# What a record name holds, the pattern that it matches, and what the archive is then; None: a checkpoint of torch.save.
+# What a record name holds, the pattern that it matches, and what the archive is then: a kind that has a reader, or a
+# sentence. Sources: torch/csrc/jit/serialization (constants.pkl; model.json before torch 1.2),
+# torch/export/pt2_archive/constants.py, torch/export/__init__.py (serialized_exported_program.json before torch 2.8).
 _ARCHIVES = (
-    ("constants.pkl", re.compile(r"^[^/]+/constants\.pkl$"), _TORCHSCRIPT),
-    ("archive_format", re.compile(r"^[^/]+/archive_format$"), _PT2),
-    ("models/", re.compile(r"^[^/]+/models/[^/]+\.json$"), _PT2),
-    ("exported_program", re.compile(r"(?:^|/)serialized_exported_program\.json$"), _PT2),
-    ("data.pkl", re.compile(r"^[^/]+/data\.pkl$"), None),
+    ("constants.pkl", re.compile(r"^[^/]+/constants\.pkl$"), "torchscript"),
+    ("model.json", re.compile(r"^[^/]+/model\.json$"), "torchscript-1.0"),
+    ("archive_format", re.compile(r"^[^/]+/archive_format$"), "torch-export"),
+    ("models/", re.compile(r"^[^/]+/models/[^/]+\.json$"), "torch-export"),
+    ("exported_program", re.compile(r"^serialized_exported_program\.json$"), "torch-export-2.1"),
+    ("data.pkl", re.compile(r"^[^/]+/data\.pkl$"), "torch-zip"),
     (
         "data.pkl",
         re.compile(r"^data\.pkl$"),
         "this zip archive has no folder around its records; zip the folder, not its content",
     ),
-    (".npy", re.compile(r"\.npy$"), f"this is a NumPy archive (.npz), which ckptool does not read yet; {_EXPORT}"),
     (
         ".h5",
         re.compile(r"^(?:model\.weights|variables)\.h5$"),
         f"this is a Keras model, not a PyTorch checkpoint; {_EXPORT}",
     ),
-    (
-        ".",
-        re.compile(r"\.(?:pt|pth|ckpt|bin|tar|safetensors|pkl)$"),
-        "this zip archive has a checkpoint inside; unpack it first",
-    ),
 )
-_NO_CHECKPOINT = "this zip archive holds no checkpoint (no data.pkl in it); check which file is meant"
 
 _FOLDERS = (
     (
@@ -117,14 +86,14 @@ _FOLDER = "this is a folder, not a file; name a file in it"
 
 
 def sniff(file: InputFile) -> str:
-    """Name the container: ``zip``, ``torch-legacy``, ``safetensors``, or the index of a checkpoint in shards.
+    """Name the container: a row of ``_CONTAINERS``, ``pickle``, or the index of a checkpoint in shards.
 
     :raises UnreadableCheckpoint: it is none of them, or more than one at once.
     """
     if file.size == 0:
         raise UnreadableCheckpoint(f"the file is empty; {_AGAIN}")
-    head = file.read(0, min(file.size, _HEAD_BYTES))
-    found = [name for name, test in _CONTAINERS if test(head)]
+    head = file.read(0, min(file.size, HEAD_BYTES))
+    found = recognise(head)
     # Readers that look at the end of a file first would take it for a zip archive.
     if "zip" not in found and has_directory(file):
         found.append("zip")
@@ -132,21 +101,32 @@ def sniff(file: InputFile) -> str:
         raise UnreadableCheckpoint(f"the file is two formats at once ({' and '.join(found)}); do not trust it")
     if not found and _is_index(file, head):
         return SHARD_INDEX
-    if not found or found == ["tar"]:
-        raise UnreadableCheckpoint(_explain_tar(file) if found else _explain_other(file, head))
+    if not found:
+        raise UnreadableCheckpoint(_explain_other(file, head))
     return found[0]
 
 
-def explain_archive(names: Iterable[str]) -> str | None:
-    """Say what a zip archive with these record names is, or None where it is a checkpoint of torch.save."""
+def recognise(head: bytes) -> list[str]:
+    """Name every container that begins with these bytes."""
+    found = [name for name, test in _CONTAINERS if test(head)]
+    return found or (["pickle"] if _PICKLE.match(head) else [])
+
+
+def archive_kind(names: Iterable[str]) -> str:
+    """Name what a zip archive with these record names is; ``zip-around`` is any that no reader claims.
+
+    :raises UnreadableCheckpoint: it is no checkpoint, and holds none.
+    """
     listed = list(names)
-    if not listed:
-        return f"this is an empty zip archive; {_AGAIN}"
+    if not any(not name.endswith("/") for name in listed):
+        raise UnreadableCheckpoint(f"this is an empty zip archive; {_AGAIN}")
     text = "\n".join(listed)  # one look at all names before one at each
     for word, pattern, meaning in _ARCHIVES:
         if word in text and any(pattern.search(name) for name in listed):
+            if " " in meaning:
+                raise UnreadableCheckpoint(meaning)
             return meaning
-    return _NO_CHECKPOINT
+    return "npz" if all(name.endswith(".npy") for name in listed) else "zip-around"
 
 
 def explain_folder(path: Path) -> str:
@@ -181,7 +161,16 @@ def _is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-_CONTAINERS = (("zip", _is_zip), ("torch-legacy", _is_legacy), ("safetensors", _is_safetensors), ("tar", _is_tar))
+_CONTAINERS: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
+    ("zip", _is_zip),
+    ("torch-legacy", _is_legacy),
+    ("safetensors", _is_safetensors),
+    ("tar", _is_tar),
+    ("npy", lambda head: head.startswith(b"\x93NUMPY")),
+    ("gzip", lambda head: head.startswith(b"\x1f\x8b")),
+    ("bzip2", lambda head: head.startswith(b"BZh")),
+    ("xz", lambda head: head.startswith(b"\xfd7zXZ\0")),
+)
 
 
 def _explain_other(file: InputFile, head: bytes) -> str:
@@ -194,27 +183,9 @@ def _explain_other(file: InputFile, head: bytes) -> str:
     return "this is no format of PyTorch checkpoints that ckptool knows; check which file is meant"
 
 
-def _explain_tar(file: InputFile) -> str:
-    """Read the member names of a tar archive: 512-byte headers, the size in octal at byte 124."""
-    position = 0
-    for _ in range(64):
-        if position + 512 > file.size:
-            break
-        header = file.read(position, 512)
-        name = header[:100].rstrip(b"\0").removeprefix(b"./")
-        for member, meaning in _TAR_MEMBERS:
-            if name == member:
-                return meaning
-        digits = header[124:136].strip(b" \0")
-        if not digits.isdigit() or digits.strip(b"01234567"):
-            break
-        position += 512 + -(-int(digits, 8) // 512) * 512
-    return _TAR
-
-
 def is_plain_text(head: bytes) -> bool:
     """Tell whether a file begins as text does, and not as a pickle in letters."""
-    return _is_text(head) and not _is_pickle(head) and not _is_legacy(head)
+    return _is_text(head) and not recognise(head)
 
 
 def _is_text(head: bytes) -> bool:
@@ -247,10 +218,6 @@ def _is_index(file: InputFile, head: bytes) -> bool:
     return _is_json(head) and b'"weight_map"' in file.read(0, min(file.size, _SEARCHED_BYTES))
 
 
-def _is_pickle(head: bytes) -> bool:
-    return _PICKLE.match(head) is not None
-
-
 def _is_onnx(head: bytes) -> bool:
     return _ONNX.match(head) is not None
 
@@ -280,10 +247,6 @@ def _explain_json(_: InputFile, __: bytes) -> str:
     return "this is JSON (an error reply or a configuration), not a checkpoint; download the file itself"
 
 
-def _explain_pickle(_: InputFile, __: bytes) -> str:
-    return f"this is a plain pickle, not a file of torch.save, which ckptool does not read yet; {_EXPORT}"
-
-
 def _explain_onnx(_: InputFile, __: bytes) -> str:
     return "this looks like an ONNX model, not a PyTorch checkpoint; go back to the model it was exported from"
 
@@ -300,7 +263,6 @@ _TEXTS = (
     (_is_page, _explain_page),
     (_is_xml, _explain_xml),
     (_is_json, _explain_json),
-    (_is_pickle, _explain_pickle),
     (_is_onnx, _explain_onnx),
     (_is_text, _explain_text),
 )

@@ -76,7 +76,7 @@ class StoredRange(_FileSource):
     @property
     def file_range(self) -> FileRange:
         """Give the place in the file."""
-        return FileRange(self._file.fd, self._offset, self.nbytes)
+        return self._file.place(self._offset, self.nbytes)
 
     def place(self, offset: int) -> None:
         """Say where in the file the bytes begin, once that is known."""
@@ -116,6 +116,31 @@ class DeflatedRecord(_FileSource):
                 break
         if not engine.eof or left or unread or engine.unused_data:
             raise UnreadableCheckpoint("its compressed bytes do not give the size it declares; get the file again")
+
+
+class DeflatedTail:
+    """Give the bytes of a compressed record behind a header of its own; the record's checksum is checked, too."""
+
+    __slots__ = ("_record", "_start", "crc32", "label", "nbytes")
+
+    def __init__(self, record: StoredRange | DeflatedRecord, start: int, crc: int) -> None:
+        self._record = record
+        self._start = start
+        self.crc32 = crc or None
+        self.label = record.label
+        self.nbytes = record.nbytes - start
+
+    @property
+    def file_range(self) -> None:
+        """Say that the bytes lie nowhere in the file as they are."""
+        return None
+
+    def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
+        """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
+        nbytes = self.nbytes - offset if nbytes is None else nbytes
+        if offset == 0 and nbytes == self.nbytes:
+            return _cut(self._record.stream(), self._start, nbytes)
+        return self._record.stream(self._start + offset, nbytes)
 
 
 def _cut(chunks: Iterator[memoryview], skip: int, nbytes: int) -> Iterator[memoryview]:

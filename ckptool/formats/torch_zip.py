@@ -14,8 +14,7 @@ from typing import Any
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, read_pickle, scan_rest
-from ckptool.formats.sniff import explain_archive
-from ckptool.formats.zip import DEFLATED, Record, read_archive
+from ckptool.formats.zip import DEFLATED, Archive, Record
 from ckptool.model.checkpoint import Checkpoint, Finding, Member
 from ckptool.model.checksums import crc32
 from ckptool.model.rows import make_rows
@@ -43,30 +42,26 @@ _AGAIN = "get the file again"
 _RESAVE = "write it anew with torch.save"
 
 
-def read_torch_zip(file: InputFile) -> Checkpoint:
+def read_torch_zip(file: InputFile, archive: Archive) -> Checkpoint:
     """Describe a checkpoint of torch.save; no storage is read.
 
-    :raises UnreadableCheckpoint: it is another kind of archive, damaged, or contradicts itself. ``globals`` of the
-        error are those found until then.
+    :raises UnreadableCheckpoint: it is damaged, or contradicts itself. ``globals`` of the error are those found until
+        then.
     """
-    archive = read_archive(file)
     records = {name: record for name, record in archive.records.items() if not name.endswith("/")}
-    explanation = explain_archive(records)
-    if explanation is not None:
-        raise UnreadableCheckpoint(explanation)
-    root = _find_root(archive.records)
-    facts = _read_facts(file, records, root)
-    table = _StorageTable(file, records, f"{root}/data/", big_endian=facts.get("byteorder") == "big")
+    root = find_root(archive.records)
+    facts = read_facts(file, records, root)
+    table = StorageTable(file, records, f"{root}/data/", big_endian=facts.get("byteorder") == "big")
     log = GlobalLog()
-    value = _unpickle(file, records[f"{root}/data.pkl"], table, log)
+    value = read_pickle_record(file, records[f"{root}/data.pkl"], table, log)
     left_over = table.left_over()
     used, unused = table.used(), table.open_unused(left_over)
     findings = (
         *archive.findings,
         *log.findings,
         *_fact_findings(facts),
-        *_storage_findings(used, unused),
-        *_extra_findings(_extra_names(left_over, root)),
+        *storage_findings(used, unused),
+        *extra_findings(_extra_names(left_over, root)),
     )
     return Checkpoint(
         path=file.path,
@@ -82,7 +77,11 @@ def read_torch_zip(file: InputFile) -> Checkpoint:
     )
 
 
-def _find_root(names: Iterable[str]) -> str:
+def find_root(names: Iterable[str]) -> str:
+    """Give the one folder that all records lie in.
+
+    :raises UnreadableCheckpoint: there are several.
+    """
     roots = {name.partition("/")[0] for name in names}
     if len(roots) > 1:
         first, second, *_ = sorted(roots)
@@ -90,8 +89,11 @@ def _find_root(names: Iterable[str]) -> str:
     return roots.pop()
 
 
-def _read_facts(file: InputFile, records: dict[str, Record], root: str) -> dict[str, str]:
-    """Read the small records that say how the rest is to be read."""
+def read_facts(file: InputFile, records: dict[str, Record], root: str) -> dict[str, str]:
+    """Read the small records that say how the rest is to be read.
+
+    :raises UnreadableCheckpoint: one says what torch never writes.
+    """
     facts = {"root": root}
     for name in ("version", "byteorder", ".format_version"):
         record = records.get(f"{root}/{name}")
@@ -118,8 +120,13 @@ def _read_fact(file: InputFile, record: Record) -> str:
     return data.decode("ascii").strip()
 
 
-def _unpickle(file: InputFile, record: Record, table: _StorageTable, log: GlobalLog) -> Any:
-    """Read data.pkl once; a wrong checksum is told after the pickle has told its globals."""
+def read_pickle_record(
+    file: InputFile, record: Record, table: StorageTable, log: GlobalLog, label: str = "data.pkl"
+) -> Any:
+    """Read the pickle in a record once; a wrong checksum is told after the pickle has told its globals.
+
+    :raises UnreadableCheckpoint: it is damaged, or contradicts the storages.
+    """
     limit = min(LARGEST_PICKLE, record.stored_bytes * _MOST_INFLATION + _SMALL_RECORD)
     if record.nbytes > limit:
         raise UnreadableCheckpoint(
@@ -129,12 +136,12 @@ def _unpickle(file: InputFile, record: Record, table: _StorageTable, log: Global
     data = b"".join([bytes(chunk) for chunk in source.stream()])
     damaged = record.crc32 != 0 and crc32(data) != record.crc32
     try:
-        unpickled = read_pickle(data, label="data.pkl", load_storage=table.load, log=log)
+        unpickled = read_pickle(data, label=label, load_storage=table.load, log=log)
     except UnreadableCheckpoint as error:
         raise (_mismatch(record, log) if damaged else error) from error
     if damaged:
         raise _mismatch(record, log)
-    scan_rest(data, label="data.pkl", log=log, start=unpickled.end)
+    scan_rest(data, label=label, log=log, start=unpickled.end)
     return unpickled.value
 
 
@@ -144,7 +151,7 @@ def _mismatch(record: Record, log: GlobalLog) -> ChecksumMismatch:
     return error
 
 
-class _StorageTable:
+class StorageTable:
     """Turn persistent ids into storages, each checked against its record."""
 
     def __init__(self, file: InputFile, records: dict[str, Record], prefix: str, *, big_endian: bool) -> None:
@@ -227,7 +234,8 @@ def _fact_findings(facts: dict[str, str]) -> Iterable[Finding]:
         )
 
 
-def _storage_findings(used: list[Storage], unused: list[Storage]) -> Iterable[Finding]:
+def storage_findings(used: list[Storage], unused: list[Storage]) -> Iterable[Finding]:
+    """Tell of storages without a checksum, and of those that no tensor uses."""
     unchecked = sum([storage.source.crc32 is None and storage.nbytes > 0 for storage in used])
     if unchecked:
         yield Finding("no-checksums", f"{unchecked} storages were written without a checksum: damage goes unnoticed")
@@ -242,7 +250,8 @@ def _extra_names(names: Iterable[str], root: str) -> list[str]:
     return sorted(name for name in within if not name.startswith("data/") or not _KEY.fullmatch(name, len("data/")))
 
 
-def _extra_findings(extras: list[str]) -> Iterable[Finding]:
+def extra_findings(extras: list[str]) -> Iterable[Finding]:
+    """Tell of records that the container's own writer does not write."""
     left = extras
     for pattern, code, what in _EXTRA_KINDS:
         found = [name for name in left if pattern.search(name)]

@@ -15,7 +15,8 @@ _TENSORS = (TensorSpec, OpaqueTensor)
 MAX_DEPTH = 4
 MAX_LIST = 64  # longer lists hold steps or shapes, not models
 
-SKIPPED_STARTS = ("opt", "lr_sched", "sched", "scaler", "rng", "loops", "message_hub", "amp", "callbacks")
+# "program_": the readers of programs put what is no part of the state dict under such names.
+SKIPPED_STARTS = ("opt", "lr_sched", "sched", "scaler", "rng", "loops", "message_hub", "amp", "callbacks", "program_")
 SKIPPED_PARTS = ("optim", "scheduler", "rng_state", "metrics")
 SKIPPED_NAMES = frozenset(
     {"hyper_parameters", "datamodule_hyper_parameters", "hparams", "args", "config", "cfg", "random_states"}

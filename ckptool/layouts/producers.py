@@ -110,6 +110,17 @@ LAYOUTS = (
 )
 
 
+# What writes containers of a kind of their own.
+_BY_CONTAINER = {
+    "torchscript": "torch.jit.save",
+    "torch-export": "torch.export.save",
+    "torch-tar": "torch.save before 0.1.10",
+    "pickle": "pickle.dump",
+    "npy": "numpy.save",
+    "npz": "numpy.savez",
+}
+
+
 def identify(checkpoint: Checkpoint) -> Producer:
     """Name what wrote the file, from the keys that it holds."""
     root = checkpoint.root
@@ -123,6 +134,8 @@ def identify(checkpoint: Checkpoint) -> Producer:
         return Producer("a pickled object", evidence=root.ref.full_name)
     if checkpoint.is_safetensors:
         return _safetensors_producer(checkpoint)
+    if checkpoint.format in _BY_CONTAINER:
+        return Producer(_BY_CONTAINER[checkpoint.format], checkpoint.facts.get("torch_version"), "the container")
     return Producer("torch.save", evidence="no key of a known trainer")
 
 

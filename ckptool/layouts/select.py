@@ -116,6 +116,10 @@ _NO_WEIGHTS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda root: has(root, "_last_lr") or has(root, "base_lrs"), "the state of a learning rate scheduler"),
     (lambda root: has(root, "growth_factor"), "the state of a GradScaler"),
     (lambda root: has(root, "numpy") and has(root, "python"), "the states of random generators"),
+    (
+        lambda root: has(root, "program_attributes") or has(root, "program_constants"),
+        "a program whose tensors are no parameters, as torch.jit.freeze and quantization leave it",
+    ),
     (lambda root: has(root, "blobs"), "a Caffe2 model with names of its own (convert it with Detectron2)"),
     (lambda root: isinstance(root, DictNode) and not root.pairs, "an empty mapping"),
 )

@@ -45,13 +45,14 @@ class Shard(NamedTuple):
 class Checkpoint:
     """Hold what a file says, as data: no tensor read, no class imported.
 
-    ``format`` is ``torch-zip``, ``torch-legacy`` or ``safetensors``, and for a checkpoint in several files
-    ``torch-shards`` or ``safetensors-shards``: those are its ``shards``, in the folder that ``path`` is, or where the
-    index lies that it is; ``file_bytes`` is the sum of them and the index. ``root`` is the value tree of
-    ``model/values.py`` (for safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of
-    a safetensors header; ``facts`` are properties of the container itself (``byteorder``, ``version``).
-    ``storages`` are all records with tensor bytes, those that no tensor uses included. Close it, or use it as
-    a context manager, when its bytes are no longer needed.
+        ``format`` is ``torch-zip``, ``torch-legacy``, ``torch-tar``, ``torchscript``, ``torch-export``, ``pickle``,
+    ``npy``, ``npz`` or ``safetensors``, and for a checkpoint in several files ``torch-shards`` or
+    ``safetensors-shards``: those are its ``shards``, in the folder that ``path`` is, or where the index lies that it
+    is; ``file_bytes`` is the sum of them and the index. ``root`` is the value tree of ``model/values.py`` (for
+    safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of a safetensors header; ``facts``
+    are properties of the container itself (``byteorder``, ``version``; ``inside``: the archives around it).
+        ``storages`` are all records with tensor bytes, those that no tensor uses included. Close it, or use it as
+        a context manager, when its bytes are no longer needed.
     """
 
     path: Path

@@ -37,8 +37,18 @@ _TITLE_WIDTH = 10  # of the column of section titles, with its padding
 # Said by the wrapper's own line.
 _SAID_ELSEWHERE = frozenset({"wrapper-segments"})
 
-_FORMATS = {"torch-zip": "torch zip", "torch-legacy": "torch before 1.6", "safetensors": "safetensors"}
 _SHARDED_FORMATS = {"torch-shards": "torch", "safetensors-shards": "safetensors"}
+_FORMATS = {
+    "safetensors": "safetensors",
+    "torch-zip": "torch zip",
+    "torch-legacy": "torch before 1.6",
+    "torch-tar": "torch tar",
+    "torchscript": "TorchScript",
+    "torch-export": "torch.export",
+    "pickle": "plain pickle",
+    "npy": "NumPy array",
+    "npz": "NumPy archive",
+}
 _VERDICTS = {
     "clean": ("green", "clean"),
     "unknown": ("yellow", "unknown: it names foreign classes, which are only data here"),

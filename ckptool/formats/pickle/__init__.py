@@ -16,14 +16,17 @@ from ckptool.formats.pickle.machine import Machine
 from ckptool.formats.pickle.reading import (
     BareStorage,
     GlobalLog,
+    LoadNamed,
     LoadStorage,
     Malformed,
     PickledStorage,
     Reading,
     StorageType,
 )
-from ckptool.formats.pickle.tensors import view_storage
+from ckptool.formats.pickle.severity import normalise
+from ckptool.formats.pickle.tensors import STORAGE_TYPES, as_parameter, rebuild_view, view_storage
 from ckptool.formats.pickle.tree import check_tree
+from ckptool.model.values import GlobalRef, TensorSpec
 
 __all__ = [
     "GlobalLog",
@@ -34,6 +37,8 @@ __all__ = [
     "Unpickled",
     "read_pickle",
     "scan_rest",
+    "storage_type",
+    "view_tensor",
 ]
 
 _REST_BYTES = 16 << 20
@@ -62,19 +67,26 @@ def _without_collector() -> Iterator[None]:
 
 
 def read_pickle(
-    data: bytes | memoryview, *, label: str, load_storage: LoadStorage | None, log: GlobalLog, start: int = 0
+    data: bytes | memoryview,
+    *,
+    label: str,
+    load_storage: LoadStorage | None,
+    log: GlobalLog,
+    start: int = 0,
+    load_named: LoadNamed | None = None,
 ) -> Unpickled:
     """Read the pickle that begins at byte ``start``; ``label`` names it in messages and in the log.
 
     ``load_storage`` gets persistent ids as ``("storage", StorageType, key, location, numel[, view])``, only the
-    second checked. What the log holds stays when the rest turns out to be malformed.
+    second checked; ``load_named`` gets those that are texts, as before torch 0.1.10. What the log holds stays when the
+    rest turns out to be malformed.
 
     :raises UnreadableCheckpoint: the bytes are no pickle, or one that only running it could complete.
     """
     reading = Reading(label, log, len(data) - start)
     with _without_collector():
         try:
-            return _run(Machine(bytes(data), start, reading, load_storage))
+            return _run(Machine(bytes(data), start, reading, load_storage, load_named))
         except BareStorage:
             # Rare, and a look at what every storage becomes would cost each of the others: read again with that look.
             load_view = None if load_storage is None else lambda pid: view_storage(load_storage(pid))
@@ -96,6 +108,34 @@ def scan_rest(data: bytes | memoryview, *, label: str, log: GlobalLog, start: in
         except UnreadableCheckpoint:
             found = _PROTOCOL.search(rest, position + 1)
             position = found.start() if found else len(rest)
+
+
+def storage_type(value: Any) -> StorageType | None:
+    """Give the storage class that a pickle names, or None for any other value."""
+    return STORAGE_TYPES.get(normalise(value.module, value.name)) if type(value) is GlobalRef else None
+
+
+def view_tensor(
+    storage: PickledStorage,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    *,
+    requires_grad: bool,
+    is_parameter: bool,
+    label: str,
+) -> TensorSpec:
+    """Describe a view of a storage that a container declares outside a pickle; ``label`` names it in messages.
+
+    :raises UnreadableCheckpoint: it reaches beyond the storage, or no tensor can be like it.
+    """
+    try:
+        view = rebuild_view(storage, offset, shape, stride, requires_grad)
+        if is_parameter:
+            view = as_parameter(view, requires_grad)
+    except Malformed as error:
+        raise UnreadableCheckpoint(f"{label!r:.100} {error}; the file is damaged or crafted, get it again") from None
+    return view
 
 
 def _run(machine: Machine) -> Unpickled:

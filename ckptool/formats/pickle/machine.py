@@ -11,7 +11,16 @@ from typing import Any, TypeGuard
 
 from ckptool.formats.pickle import arrays, literals, plain, severity, shortcut, tensors
 from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped, unpack_uint4
-from ckptool.formats.pickle.reading import Draft, Handler, LoadStorage, Malformed, Reading, StorageType, Truncated
+from ckptool.formats.pickle.reading import (
+    Draft,
+    Handler,
+    LoadNamed,
+    LoadStorage,
+    Malformed,
+    Reading,
+    StorageType,
+    Truncated,
+)
 from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, TensorSpec
 
 _HANDLERS: dict[tuple[str, str], Handler] = {**plain.HANDLERS, **tensors.HANDLERS, **arrays.HANDLERS}
@@ -37,9 +46,17 @@ _EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
 class Machine(Engine):
     """Execute the opcodes; ``load_storage`` answers persistent ids, where the container has storages."""
 
-    def __init__(self, data: bytes, start: int, reading: Reading, load_storage: LoadStorage | None) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        start: int,
+        reading: Reading,
+        load_storage: LoadStorage | None,
+        load_named: LoadNamed | None = None,
+    ) -> None:
         super().__init__(data, start, reading)
         self.load_storage = load_storage
+        self.load_named = load_named
         self._names: dict[tuple[str, str], Any] = {}
         # By identity of the GlobalRef, which ``_names`` keeps alive: hashing its fields takes ten times as long.
         self._calls: dict[int, Callable[[tuple[Any, ...]], Any]] = {}
@@ -509,6 +526,8 @@ class Machine(Engine):
 
     def _load(self, pid: Any) -> Any:
         """Answer what torch writes: ``("storage", class, key, location, numel[, view])`` or a module's class."""
+        if self.load_named is not None:
+            return self._load_named(self.load_named, pid)
         if self.load_storage is None:
             raise Malformed("refers to storages, which only a torch container has")
         if type(pid) is not tuple or not 4 <= len(pid) <= 6 or type(pid[0]) is not str:
@@ -520,6 +539,15 @@ class Machine(Engine):
         if storage_type is None or pid[0] != "storage" or len(pid) == 4:
             raise Malformed("refers to something that is no storage")
         return self.load_storage(("storage", storage_type, *pid[2:]))
+
+    def _load_named(self, load: LoadNamed, pid: Any) -> Any:
+        """Answer what torch wrote before 0.1.10: the key of a tensor or storage, or a module's class and source."""
+        if type(pid) is tuple and len(pid) == 3 and type(pid[0]) is GlobalRef:
+            return pid[0]
+        found = load(pid) if type(pid) is str else None
+        if found is None:
+            raise Malformed("refers to something that is no tensor and no storage")
+        return found
 
     def _persid(self, position: int) -> int:
         raise Malformed("refers to storages as text, which torch never does")

@@ -124,6 +124,24 @@ def _get_layout(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     return reading.misfit(ref, args)
 
 
+def _make_list(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
+    """Read a list of one element type, as TorchScript writes it."""
+    if len(args) != 1 or type(args[0]) not in (list, tuple):
+        return reading.misfit(ref, args)
+    reading.charge(len(args[0]))
+    return list(args[0])
+
+
+def _restore_type(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
+    """Read a container that TorchScript wrote beside the name of its type."""
+    if len(args) != 2 or type(args[1]) is not str:
+        return reading.misfit(ref, args)
+    return args[0]
+
+
+# Source: torch/csrc/jit/serialization/pickler.cpp (pushSpecializedList, startTypeTag).
+_TYPED_LISTS = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist")
+
 HANDLERS: dict[tuple[str, str], Handler] = {
     ("builtins", "set"): _make_set,
     ("builtins", "frozenset"): _make_set,
@@ -141,6 +159,8 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("torch", "Size"): _make_size,
     ("torch", "device"): _make_device,
     ("torch.serialization", "_get_layout"): _get_layout,
+    ("torch.jit._pickle", "restore_type_tag"): _restore_type,
+    **{("torch.jit._pickle", name): _make_list for name in _TYPED_LISTS},
 }
 
 # Types that are named, as a default factory or an annotation, and not called.

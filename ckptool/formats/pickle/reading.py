@@ -46,6 +46,7 @@ class PickledStorage(NamedTuple):
 
 
 LoadStorage = Callable[[tuple[Any, ...]], Any]
+LoadNamed = Callable[[str], Any]
 
 _WORST_FIRST = {"dangerous": 0, "unknown": 1, "info": 2, "safe": 3}
 

@@ -75,7 +75,7 @@ _FRIENDLY_PATHS = frozenset({"Path", "PosixPath", "PurePath", "PurePosixPath", "
 # In these modules every class (a name with a capital) only holds data.
 FRIENDLY_MODULES = frozenset(
     """
-    lightning.fabric.utilities.data lightning.pytorch.callbacks lightning.pytorch.trainer.states
+    __torch__ lightning.fabric.utilities.data lightning.pytorch.callbacks lightning.pytorch.trainer.states
     lightning.pytorch.utilities.parsing lightning_fabric.utilities.data omegaconf
     pytorch_lightning.callbacks pytorch_lightning.trainer.states pytorch_lightning.utilities.parsing
     torch.distributed._shard.metadata torch.distributed._shard.sharded_tensor torch.distributed._shard.sharding_spec

@@ -368,12 +368,20 @@ HANDLERS: dict[tuple[str, str], Handler] = {
 }
 
 _UNTYPED = ("UntypedStorage", "_UntypedStorage")
+# TorchScript has typed storages for these, too (c10/core/ScalarType.h, toString).
+_SCRIPTED = {
+    "UInt16Storage": "uint16", "UInt32Storage": "uint32", "UInt64Storage": "uint64", "ComplexHalfStorage": "complex32",
+    "Float8_e4m3fnStorage": "float8_e4m3fn", "Float8_e5m2Storage": "float8_e5m2",
+    "Float8_e4m3fnuzStorage": "float8_e4m3fnuz", "Float8_e5m2fnuzStorage": "float8_e5m2fnuz",
+    "Float8_e8m0fnuStorage": "float8_e8m0fnu",
+}  # fmt: skip
 STORAGE_TYPES: dict[tuple[str, str], StorageType] = {
     **{
         (module, name): StorageType(name, dtype)
         for module in ("torch", "torch.cuda")
         for name, dtype in BY_STORAGE.items()
     },
+    **{("torch", name): StorageType(name, BY_NAME[dtype]) for name, dtype in _SCRIPTED.items()},
     **{(module, name): StorageType(name, None) for module in ("torch", "torch.storage") for name in _UNTYPED},
 }
 

@@ -25,7 +25,7 @@ _CONTRADICTIONS = frozenset({"misplaced-tensor", "total-size", "unindexed-tensor
 _ODD_CONTAINER = frozenset(
     {"compressed", "no-index", "no-version", "symlink-record", "trailing-bytes", "unlisted-bytes"}
 )
-_FOREIGN_CONTENT = frozenset({"extra-code", "extra-pickle", "nested-pickle"})
+_FOREIGN_CONTENT = frozenset({"extra-code", "extra-pickle", "nested-pickle", "program"})
 
 
 def check_integrity(checkpoint: Checkpoint, survey: Survey) -> Check:
