@@ -81,8 +81,10 @@ def staging(target: str | Path, *, force: bool = False, nbytes: int = 0) -> Iter
             with _create(path, mode) as file:
                 yield StagedFile(file, path, destination, force)
         finally:
-            with suppress(OSError):
-                path.unlink()
+            try:
+                _remove(path)
+            finally:
+                _remove(path)  # a signal may have come before the first attempt
 
 
 @contextmanager
@@ -132,6 +134,11 @@ def _create(path: Path, mode: int | None) -> BinaryIO:
     if mode is not None:
         os.fchmod(handle, mode)
     return os.fdopen(handle, "wb", buffering=_BUFFER_BYTES)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _move_to_new_name(path: Path, destination: Path) -> None:
