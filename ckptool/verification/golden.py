@@ -186,7 +186,9 @@ def read_golden(path: Path, batch_size: int) -> Golden | None:
 def _as_golden(opened: Checkpoint, batch_size: int) -> Golden:
     tensors = {name: tensor.clone() for name, tensor in materialise(opened.path, _described(opened)).items()}
     if opened.metadata.get("crc32", _checksum(tensors)) != _checksum(tensors):
-        raise ChecksumMismatch(f"{opened.path}: this golden file is not what was recorded; write it again with --save-golden")
+        raise ChecksumMismatch(
+            f"{opened.path}: this golden file is not what was recorded; write it again with --save-golden"
+        )
     outputs = tensors.pop(_OUTPUTS, None)
     inputs = _restored(tensors, opened.metadata.get("structure", ""))
     names = _names(opened.metadata.get("names", ""))
