@@ -44,6 +44,12 @@ def _read_torchscript(file: InputFile, archive: Archive) -> Checkpoint:
     return read_torchscript(file, archive)
 
 
+def _read_old_torchscript(file: InputFile, archive: Archive) -> Checkpoint:
+    from ckptool.formats.torchscript_old import read_old_torchscript
+
+    return read_old_torchscript(file, archive)
+
+
 def _read_exported(file: InputFile, archive: Archive) -> Checkpoint:
     from ckptool.formats.exported import read_exported
 
@@ -76,6 +82,7 @@ _ARCHIVE_READERS: dict[str, Callable[[InputFile, Archive], Checkpoint]] = {
     "torch-zip": read_torch_zip,
     "npz": _read_npz,
     "torchscript": _read_torchscript,
+    "torchscript-1.0": _read_old_torchscript,
     "torch-export": _read_exported,
     "torch-export-2.1": _read_old_exported,
 }

@@ -47,8 +47,7 @@ class StateDict:
 
     ``path`` is the steps from the root (empty: the root itself). ``entries`` are all its pairs in file order,
     tensors and the rest; ``key_metadata`` is torch's ``_metadata`` attribute, where it is kept. ``is_clean`` says that
-    ckptool brought the names to clean ones before (``CLEAN_MARK``). ``unwrapped`` are the keys of distributed tensors
-    that are whole on this rank, and stand here as the plain tensors that they are.
+    ckptool brought the names to clean ones before (``CLEAN_MARK``).
     """
 
     path: tuple[str, ...]
@@ -57,7 +56,6 @@ class StateDict:
     reason: str = ""
     key_metadata: Any = None
     is_clean: bool = False
-    unwrapped: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from ckptool.model.checkpoint import Checkpoint
@@ -17,11 +17,14 @@ from ckptool.operations.opaque import OPTIONS, OpaquePolicy
 CHECKPOINT_SUFFIXES = frozenset(
     {".pt", ".pth", ".ckpt", ".bin", ".th", ".tar", ".pyth", ".pkl", ".model", ".safetensors"}
 )
+# What tensors are read from and never written to.
+_OTHER_SUFFIXES = frozenset({".npz", ".npy", ".pt2", ".ptl", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".nemo"})
 
 
 def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, safety: Safety) -> NextStep:
     """Pick the one command that brings a user further, written for a shell."""
     path = checkpoint.path
+    beside = _outside(path) if "inside" in checkpoint.facts else path
     if selection.chosen is None:
         return _choose(path, selection)
     if keys.refusal is not None:
@@ -31,11 +34,12 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
         return _settle(path, special)
     if not keys.already_clean:
         stem = _stem(path)
-        target = path.with_name(f"{stem}-clean{path.name.removeprefix(stem)}")
+        suffix = path.name.removeprefix(stem) if path.suffix.lower() not in _OTHER_SUFFIXES else ".pt"
+        target = beside.with_name(f"{stem}-clean{suffix}")
         return _run("strip-prefixes", path, target, "write the weights under clean names")
     if not checkpoint.is_safetensors:
         reason = "leave the pickle behind" if safety.verdict != "clean" else "write one small, safe file"
-        return _run("convert", path, path.with_name(f"{_stem(path)}.safetensors"), reason)
+        return _run("convert", path, beside.with_name(f"{_stem(path)}.safetensors"), reason)
     return NextStep(f"ckptool inspect --stats {_quoted(path)}", "read the values: is anything not finite or all zero?")
 
 
@@ -66,9 +70,14 @@ def _run(command: str, source: PurePath, target: PurePath, reason: str) -> NextS
     return NextStep(f"ckptool {command} {_quoted(source)} {_quoted(target)}", reason)
 
 
+def _outside(path: Path) -> Path:
+    """Give the archive that a path may lead into."""
+    return next((part for part in (path, *path.parents) if part.is_file()), path)
+
+
 def _stem(path: PurePath) -> str:
     """Cut known suffixes off (``.pth.tar``), and nothing else: ``model-v1.2`` has none."""
-    while path.suffix.lower() in CHECKPOINT_SUFFIXES:
+    while path.suffix.lower() in CHECKPOINT_SUFFIXES | _OTHER_SUFFIXES:
         path = path.with_suffix("")
     return path.name
 

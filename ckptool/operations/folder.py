@@ -16,10 +16,9 @@ from ckptool.layouts import read_training, select
 from ckptool.layouts.file_names import read_name
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.folder import FileRow
-from ckptool.model.inspection import Verdict
 from ckptool.model.training import Fact, Training
 from ckptool.operations.advice import CHECKPOINT_SUFFIXES
-from ckptool.operations.describe import judge, judge_refused
+from ckptool.operations.describe import judge
 from ckptool.operations.plain import to_plain
 from ckptool.operations.trainer_state import read_trainer_state
 
@@ -162,13 +161,13 @@ def read_row(path: Path) -> FileRow:
         with open_checkpoint(path) as checkpoint:
             return describe_row(checkpoint, path)
     except CkptoolError as error:
-        return unreadable_row(path, str(error), judge_refused(error).verdict)
+        return unreadable_row(path, str(error))
 
 
-def unreadable_row(path: Path, reason: str, verdict: Verdict = "unknown") -> FileRow:
-    """Make the row of what cannot be read; ``verdict`` is on what its pickle named until then."""
+def unreadable_row(path: Path, reason: str) -> FileRow:
+    """Make the row of what cannot be read."""
     nbytes, modified = _size_and_time(path)
-    return FileRow(str(path), nbytes, modified, verdict=verdict, error=reason)
+    return FileRow(str(path), nbytes, modified, error=reason)
 
 
 def describe_row(checkpoint: Checkpoint, path: Path) -> FileRow:

@@ -29,7 +29,6 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
     errno.ELOOP: "its symbolic links lead in a circle; correct the path",
     errno.EEXIST: "exists already; add --force to replace it",
-    errno.ENOTEMPTY: "exists already; add --force to replace what is in it",
     errno.EISDIR: "is a folder; name a file in it",
 }
 
@@ -57,8 +56,8 @@ class StagedFile:
         if self._replace:
             self.path.replace(self._destination)
         else:
-            move_to_new_name(self.path, self._destination)
-        sync_folder(self._destination.parent)
+            _move_to_new_name(self.path, self._destination)
+        _sync_folder(self._destination.parent)
 
 
 @contextmanager
@@ -72,25 +71,22 @@ def staging(target: str | Path, *, force: bool = False, nbytes: int = 0) -> Iter
     :raises OutputRefused: the target exists (without ``force``), is no regular file, cannot be created, does not fit
         on the disk, or the disk refuses while it is written.
     """
-    with refusals_of(target):
+    with _refusals_of(target):
         destination, mode = _find_destination(target, force)
-        require_space(target, destination.parent, nbytes)
+        _require_space(target, destination.parent, nbytes)
         # Not made from the target's name: that may already be as long as the file system allows.
         path = destination.parent / f".ckptool-{secrets.token_hex(8)}.tmp"
         try:
             # Inside: a signal may come between the moment the file exists and the moment it has a name here.
-            with create_hidden(path, mode) as file:
+            with _create(path, mode) as file:
                 yield StagedFile(file, path, destination, force)
         finally:
-            try:
-                _remove(path)
-            finally:
-                _remove(path)  # a signal may have come before the first attempt
+            with suppress(OSError):
+                path.unlink()
 
 
 @contextmanager
-def refusals_of(target: str | Path) -> Iterator[None]:
-    """Take every ``OSError`` inside for one of the target, and say what would settle it."""
+def _refusals_of(target: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -119,8 +115,7 @@ def _find_destination(target: str | Path, force: bool) -> tuple[Path, int | None
     return destination, stat.S_IMODE(mode) & 0o777
 
 
-def require_space(target: str | Path, folder: Path, nbytes: int) -> None:
-    """Refuse to begin where the disk has no room for ``nbytes``."""
+def _require_space(target: str | Path, folder: Path, nbytes: int) -> None:
     space = os.statvfs(folder)
     free = space.f_bavail * space.f_frsize
     # Some network and FUSE file systems report no size at all.
@@ -130,8 +125,7 @@ def require_space(target: str | Path, folder: Path, nbytes: int) -> None:
         )
 
 
-def create_hidden(path: Path, mode: int | None) -> BinaryIO:
-    """Create a file that is not there yet, with the permissions ``mode``, or those that the umask allows."""
+def _create(path: Path, mode: int | None) -> BinaryIO:
     # Mode 0666 lets the kernel apply the umask, which cannot be read without changing it for all threads.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(path, flags, 0o666 if mode is None else 0o600)
@@ -140,12 +134,7 @@ def create_hidden(path: Path, mode: int | None) -> BinaryIO:
     return os.fdopen(handle, "wb", buffering=_BUFFER_BYTES)
 
 
-def _remove(path: Path) -> None:
-    with suppress(OSError):
-        path.unlink()
-
-
-def move_to_new_name(path: Path, destination: Path) -> None:
+def _move_to_new_name(path: Path, destination: Path) -> None:
     """Publish under a name that must be free: of two writers that race for it, one fails."""
     try:
         destination.hardlink_to(path)
@@ -165,8 +154,7 @@ def _claim_and_replace(path: Path, destination: Path) -> None:
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+def _sync_folder(folder: Path) -> None:
     # The file is published by now; a folder that cannot be opened or synced (no read permission, some network
     # file systems) leaves nothing to refuse.
     with suppress(OSError):
