@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,12 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Ran
 from safetensors.torch import save_file
 from support.strict_json import strictly
 
+from ckptool.formats.bystanders import name_bystander
 from ckptool.layouts.directions import better_direction
 from ckptool.layouts.file_names import read_name
 from ckptool.reports.folder import time_text
@@ -536,6 +540,63 @@ def test_a_deepspeed_folder_is_one_row_and_a_link_to_the_latest_is_none(run: Run
 @pytest.mark.parametrize("seconds", [-1e10, 0, 253402300800, 2**40])
 def test_any_time_can_be_written(seconds: float) -> None:
     assert time_text(seconds).startswith(("1", "@"))
+
+
+BYSTANDERS = {
+    "image": b"BM\x36\x00\x0c\x00" + bytes(40),
+    "document": b"%PDF-1.7\n",
+    "program": b"\xa7\r\r\n" + bytes(12) + b"\xe3",
+    "sound": b"RIFF\0\0\0\0WAVEfmt ",
+    "video": b"\0\0\0\x20ftypisom",
+    "ONNX model": b"\x08\x08\x12\x07pytorch",
+    "compressed text": gzip.compress(b"epoch 1\n" * 9),
+    "text": "loss: café\n".encode("latin-1") * 9,
+    "empty file": b"",
+    "Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n",
+}
+
+
+@pytest.mark.parametrize("kind", BYSTANDERS)
+def test_what_lies_beside_checkpoints_is_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(BYSTANDERS[kind])
+    assert name_bystander(path) == kind
+
+
+def test_utf_16_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes("loss\n".encode("utf-16"))
+    assert name_bystander(path) == "text"
+
+
+CHECKPOINTS: dict[str, Callable[[Path], Any]] = {
+    "zip": lambda path: torch.save(WEIGHTS, path),
+    "legacy": lambda path: torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False),
+    "old protocol": lambda path: torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False, pickle_protocol=0),
+    "safetensors": lambda path: save_file(WEIGHTS, path),
+    "pickle": lambda path: path.write_bytes(pickle.dumps({"w": np.ones(3)}, 4)),
+    "pickle in letters": lambda path: path.write_bytes(pickle.dumps({"w": [1.0] * 40}, 0)),
+    "arrays": lambda path: path.write_bytes(npz(w=np.ones(3))),
+    "gzip": lambda path: path.write_bytes(gzip.compress(npz(w=np.ones(3)))),
+    "zeros": lambda path: path.write_bytes(bytes(99)),
+    "noise": lambda path: path.write_bytes(bytes(range(255, 0, -1))),
+}
+
+
+def npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_what_is_or_may_have_been_a_checkpoint_is_never_skipped(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    CHECKPOINTS[kind](path)
+    whole = path.read_bytes()
+    for nbytes in (len(whole), len(whole) // 2, 64):
+        path.write_bytes(whole[:nbytes])
+        assert name_bystander(path) is None, nbytes
 
 
 def test_archives_of_other_things_are_skipped_and_broken_ones_are_not(run: Run, tmp_path: Path) -> None:

@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import re
 import stat
+import zlib
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile, open_file
-from ckptool.formats.sniff import is_plain_text
+from ckptool.formats.sniff import archive_kind, is_onnx, is_plain_text, recognise
 from ckptool.formats.zip import LOCAL_SIGNATURE, read_archive
 
 _HEAD_BYTES = 4096
 
-# Where it stands, the first bytes, the kind; what could hold a checkpoint (archives, compressed files) is not listed.
-_SIGNATURES = (
-    (0, b"\x89PNG\r\n\x1a\n", "image"),
-    (0, b"\xff\xd8\xff", "image"),
-    (0, b"GIF8", "image"),
-    (8, b"WEBP", "image"),
-    (0, b"II*\0", "image"),
-    (0, b"%PDF-", "document"),
-    (0, b"SQLite format 3\0", "database"),
-    (0, b"\x7fELF", "program"),
-    (0, b"version https://git-lfs.github.com/spec/", "Git LFS pointer"),
-    (0, b"\x89HDF\r\n\x1a\n", "HDF5 file"),
-    (0, b"GGUF", "GGUF model"),
-    (8, b"WAVE", "sound"),
-    (4, b"ftyp", "video"),
-    # A record of TensorBoard: length, checksum of the length, then an Event whose file_version (field 3) this is.
+# How files begin that hold no checkpoint; archives and compressed files may, and are not listed.
+_BEGINNINGS = (
+    ("image", rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|II\*\0(?!\0{4})|MM\0\*|BM.{4}\0{4}"),
+    ("document", rb"%PDF-"),
+    ("database", rb"SQLite format 3\0"),
+    ("program", rb"\x7fELF|MZ\x90\0\x03|..\r\n.{12}[\xe3c]"),  # the last one: what Python compiled
+    ("sound", rb"RIFF.{4}WAVE|ID3[\x02-\x04]|OggS|fLaC"),
+    ("video", rb".{4}ftyp|\x1aE\xdf\xa3"),
+    ("HDF5 file", rb"\x89HDF\r\n\x1a\n"),
+    ("GGUF model", rb"GGUF"),
+    ("Git LFS pointer", rb"version https://git-lfs\.github\.com/spec/"),
+    # A record: its length, a checksum, then an Event whose file_version (field 3) this is.
     # Source: tensorflow/core/util/events_writer.cc, kVersionPrefix.
-    (23, b"brain.Event:", "TensorBoard log"),
+    ("TensorBoard log", rb".{23}brain\.Event:"),
 )
-# Logs paint and overwrite their lines.
+_PATTERNS = tuple([(kind, re.compile(pattern, re.DOTALL)) for kind, pattern in _BEGINNINGS])
+# Logs paint and overwrite their lines; old ones are in one byte a letter.
 _TERMINAL_CONTROLS = b"\x1b\b\f"
-# A record of an archive that may be a checkpoint, or hold one.
-_RECORD = re.compile(r"\.(?:pkl|npy|h5|pt|pth|ckpt|bin|tar|safetensors)$|(?:^|/)(?:version|archive_format)$")
+_SINGLE_BYTE_TEXT = re.compile(rb"[\t\r\n\x20-\x7e\xa0-\xff]{32,}")
+_ENOUGH_BYTES = 32  # of what is compressed: a letter or two are in anything
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_GZIP = b"\x1f\x8b"
+# A checkpoint inside an archive, or another archive.
+_INSIDE = re.compile(r"\.(?:pt|pth|ckpt|bin|pkl|safetensors|th|npy|npz|tar|zip|gz|model|nemo)$", re.IGNORECASE)
 _KINDS = (
     (stat.S_ISFIFO, "pipe"),
     (stat.S_ISSOCK, "socket"),
@@ -64,14 +66,36 @@ def name_bystander(path: Path) -> str | None:
 def _kind(head: bytes) -> str | None:
     if not head:
         return "empty file"
-    by_signature = next((kind for offset, sign, kind in _SIGNATURES if head.startswith(sign, offset)), None)
-    return by_signature or ("text" if is_plain_text(head.translate(None, _TERMINAL_CONTROLS)) else None)
+    if head.startswith(_GZIP):
+        unpacked = _unpacked(head)
+        is_text = len(unpacked) >= _ENOUGH_BYTES and _is_text(unpacked) and not recognise(unpacked)
+        return "compressed text" if is_text else None
+    if recognise(head):
+        return None
+    by_beginning = next((kind for kind, pattern in _PATTERNS if pattern.match(head)), None)
+    return by_beginning or ("ONNX model" if is_onnx(head) else "text" if _is_text(head) else None)
+
+
+def _is_text(head: bytes) -> bool:
+    if head.startswith(_UTF16_MARKS):
+        head = head.decode("utf-16", "ignore").encode()
+    head = head.translate(None, _TERMINAL_CONTROLS)
+    return is_plain_text(head) or _SINGLE_BYTE_TEXT.fullmatch(head) is not None
+
+
+def _unpacked(head: bytes) -> bytes:
+    """Unpack the beginning of a gzip stream, no more than is looked at."""
+    try:
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(head, _HEAD_BYTES)
+    except zlib.error:
+        return b""
 
 
 def _kind_of_archive(file: InputFile) -> str | None:
     """Tell an archive of other things (a document, a wheel) from a checkpoint; a broken one may be either."""
     try:
         names = read_archive(file).records
+        kind = archive_kind(names)
     except UnreadableCheckpoint:
         return None
-    return None if any(map(_RECORD.search, names)) else "zip archive"
+    return "zip archive" if kind == "zip-around" and not any(map(_INSIDE.search, names)) else None

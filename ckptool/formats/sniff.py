@@ -218,7 +218,8 @@ def _is_index(file: InputFile, head: bytes) -> bool:
     return _is_json(head) and b'"weight_map"' in file.read(0, min(file.size, _SEARCHED_BYTES))
 
 
-def _is_onnx(head: bytes) -> bool:
+def is_onnx(head: bytes) -> bool:
+    """Tell whether a file begins as ONNX models do, which have no signature."""
     return _ONNX.match(head) is not None
 
 
@@ -263,6 +264,6 @@ _TEXTS = (
     (_is_page, _explain_page),
     (_is_xml, _explain_xml),
     (_is_json, _explain_json),
-    (_is_onnx, _explain_onnx),
+    (is_onnx, _explain_onnx),
     (_is_text, _explain_text),
 )
