@@ -635,3 +635,27 @@ def test_an_interrupt_ends_it(tmp_path, monkeypatch):
     paths = written(tmp_path, net(), net(1))
     with pytest.raises(KeyboardInterrupt):
         compare_files(*paths, progress=Interrupted())
+
+
+def test_what_has_no_values_is_not_the_same(tmp_path, run):
+    empty = torch.empty(3, device="meta")
+    a, b = written(tmp_path, {"w": torch.ones(2), "m": empty}, {"w": torch.ones(2), "m": empty})
+    answer = run("diff", a, b, "--json")
+    told = strictly(answer.out)
+    assert (answer.status, told["same"], told["outcomes"]["unknown"]) == (2, None, 1)
+    assert run("diff", a, b, "--exclude", "m").status == 0
+    assert run("diff", a, save({"w": torch.zeros(2), "m": empty}, tmp_path / "c.pt")).status == 1
+
+
+def test_a_prefix_that_nobody_knows_is_found_by_the_other_names(tmp_path, run):
+    answer = run("diff", *written(tmp_path, prefixed("backbone.net.", net()), net()), "--json")
+    assert (answer.status, [note["code"] for note in strictly(answer.out)["notes"]]) == (0, ["reference"])
+
+
+def test_a_view_that_expands_without_end_is_refused(tmp_path, run):
+    state = {"w": torch.zeros(1).expand(1 << 26), "v": torch.ones(2)}
+    paths = written(tmp_path, state, state)
+    answer = run("diff", *paths)
+    assert (answer.status, answer.out) == (2, "")
+    assert str(paths[0]) in answer.err
+    assert run("diff", *paths, "--exclude", "w").status == 0

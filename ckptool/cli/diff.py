@@ -80,7 +80,9 @@ class _Answer:
         """Give the exit status of this pair."""
         if self.comparison is None:
             return Status.UNANSWERED
-        return Status.DONE if self.comparison.same else Status.NO
+        if self.comparison.differs:
+            return Status.NO
+        return Status.DONE if self.comparison.same else Status.UNANSWERED
 
 
 def _wanted(choice: options.ChoiceOptions, names: options.NameOptions, asked: DiffOptions) -> CompareOptions:

@@ -81,7 +81,7 @@ class InputFile:
 
         :raises UnreadableCheckpoint: the file ends early, changed since it was opened, or cannot be read.
         """
-        buffer = self._spare_buffers.pop() if self._spare_buffers else bytearray(CHUNK_BYTES)
+        buffer = self._buffer()
         try:
             while nbytes > 0:
                 chunk = self._read_into(memoryview(buffer)[: min(nbytes, CHUNK_BYTES)], offset)
@@ -96,6 +96,12 @@ class InputFile:
     def place(self, offset: int, nbytes: int) -> FileRange:
         """Say where ``nbytes`` bytes from ``offset`` on lie in the file that is open."""
         return FileRange(self.fd, offset, nbytes)
+
+    def _buffer(self) -> bytearray:
+        try:
+            return self._spare_buffers.pop()
+        except IndexError:  # asked and not looked for: another thread may take the last one in between
+            return bytearray(CHUNK_BYTES)
 
     def check_unchanged(self) -> None:
         """Compare size, time of the last change and inode with those at the time of opening.

@@ -76,9 +76,10 @@ class ValueChange:
     """Tell how the bytes of one tensor differ, and what that means in numbers.
 
     ``outcome`` is ``same`` (equal numbers in other bytes: the sign of a zero, the bits of a NaN, another dtype),
-    ``close`` (within the tolerances), ``changed``, or ``unknown`` (other bytes, and no numbers to compare; ``detail``
-    says why, and the numbers are None). ``changed`` counts elements that are not equal, ``beyond`` those out of
-    tolerance, ``broken`` unequal ones that are finite in one file at most. NaN equals NaN.
+    ``close`` (within the tolerances), ``changed``, or ``unknown`` (there is nothing to compare). Where there are no
+    numbers, in other bytes of a type without them or in what is unknown, the numbers are None and ``detail`` says why.
+    ``changed`` counts elements that are not equal, ``beyond`` those out of tolerance, ``broken`` unequal ones that are
+    finite in one file at most. NaN equals NaN.
 
     ``max_abs`` and ``mean_abs`` are of ``|b - a|`` over all elements, ``max_rel`` of ``|b - a| / |a|`` (infinite where
     ``a`` is zero or infinite). An element that became, or was, infinite makes them infinite, NaN makes them NaN.
@@ -224,12 +225,12 @@ class Comparison:
 
     @property
     def changed(self) -> tuple[ValueChange, ...]:
-        """List the tensors that are not the same, the most changed first."""
-        return tuple(value for value in self.values if value.outcome in ("changed", "unknown"))
+        """List the tensors whose values are not the same, the most changed first."""
+        return tuple(value for value in self.values if value.outcome == "changed")
 
     @property
     def unknown(self) -> tuple[ValueChange, ...]:
-        """List the tensors that could not be compared as numbers."""
+        """List the tensors of which nothing can be said: no values are stored, or the types share no numbers."""
         return tuple(value for value in self.values if value.outcome == "unknown")
 
     @property
@@ -238,11 +239,15 @@ class Comparison:
         return {value.key: value for value in self.values}
 
     @property
-    def same(self) -> bool:
-        """Tell whether nothing that counts differs: with a tolerance, another dtype alone does not."""
+    def differs(self) -> bool:
+        """Tell whether something that counts differs: with a tolerance, another dtype alone does not."""
         structure = (self.only_in_a, self.only_in_b, self.shape, self.renamed, self.entries, self.metadata)
-        kept_types = not self.dtype or not self.options.is_exact
-        return not any(structure) and kept_types and not self.changed
+        return any(structure) or bool(self.changed) or (bool(self.dtype) and self.options.is_exact)
+
+    @property
+    def same(self) -> bool:
+        """Tell whether nothing that counts differs, and nothing is unknown."""
+        return not self.differs and not self.unknown
 
     @property
     def name_map(self) -> Mapping[str, str]:
@@ -254,7 +259,8 @@ class Comparison:
 class Drift:
     """Sum up one of several comparisons with the same base: one row of ``diff BASE A B C``.
 
-    ``moved`` counts tensors with changed values, of ``tensors`` common ones; ``structure`` counts names, shapes and
+    ``same`` is None where it could not be told. ``moved`` counts tensors with changed values, of ``tensors`` common
+    ones; ``structure`` counts names, shapes and
     dtypes that differ. ``max_abs`` is the largest over all tensors and ``most_changed`` the tensor with the largest
     relative change; ``relative_change`` is the norm of all changes over that of the weights which they changed,
     ``cosine`` the mean over changed tensors weighted by elements (None where there is none). ``error`` says why there
@@ -280,7 +286,7 @@ def drift_of(comparison: Comparison) -> Drift:
     measured = [value for value in moved if value.max_abs is not None]
     return Drift(
         path=comparison.path_b,
-        same=comparison.same,
+        same=None if comparison.unknown and not comparison.differs else comparison.same,
         tensors=len(comparison.names),
         moved=len(moved),
         structure=sum(map(len, (comparison.only_in_a, comparison.only_in_b, comparison.shape, comparison.dtype)))

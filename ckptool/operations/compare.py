@@ -31,7 +31,7 @@ from ckptool.operations.pairing import Tensor, Tensors, by_common_names, find_vi
 from ckptool.operations.renames import find_renames
 from ckptool.operations.tensor_pairs import Finding, Pair, Tolerance, compare_pairs, elements_of
 
-_OUTCOMES = ("unknown", "changed", "close", "same")
+_OUTCOMES = ("changed", "unknown", "close", "same")
 
 
 def compare_files(

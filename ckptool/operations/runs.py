@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ckptool.model.plans import Payload
-from ckptool.model.sources import NoProgress, Progress
+from ckptool.model.sources import CHUNK_BYTES, NoProgress, Progress
 
 RUN_ELEMENTS = 1 << 16  # what is computed together stays in the L2 cache
 
@@ -49,7 +49,13 @@ def paired_runs(one: Payload, other: Payload, most: int = RUN_ELEMENTS) -> Itera
 
 def are_equal(one: Run, other: Run) -> bool:
     """Compare bytes at the speed of memory: Python compares two memoryviews item by item, but this by ``memcmp``."""
-    return bytearray(one[:_PROBE_BYTES]) == other[:_PROBE_BYTES] and bytearray(one) == other
+    return bytearray(one[:_PROBE_BYTES]) == other[:_PROBE_BYTES] and _as_bytearray(one) == other
+
+
+def _as_bytearray(run: Run) -> bytearray:
+    """Give the buffer itself where the run fills it, and a copy otherwise."""
+    buffer = run.obj
+    return buffer if isinstance(buffer, bytearray) and len(buffer) == len(run) else bytearray(run)
 
 
 def same_bytes(one: Payload, other: Payload, progress: Progress | None = None) -> bool:
@@ -58,7 +64,7 @@ def same_bytes(one: Payload, other: Payload, progress: Progress | None = None) -
     :raises UnreadableCheckpoint: the bytes cannot be read, or do not match their checksum.
     """
     told, seen = progress or NoProgress(), 0
-    for left, right in paired_runs(one, other):
+    for left, right in paired_runs(one, other, CHUNK_BYTES):
         if not are_equal(left, right):
             told.advance(-seen)  # who wants to know more reads again
             return False

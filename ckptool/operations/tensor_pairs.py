@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ckptool.model.comparison import KindChange, Outcome, ValueChange
@@ -160,16 +161,25 @@ class _Work:
             for _ in element_runs(payload):
                 pass
         names = one.dtype.name, other.dtype.name
-        detail = f"other bytes of {names[0]}" if names[0] == names[1] else f"{' and '.join(names)} share no numbers"
-        return ValueChange(key, "unknown", *names, a.shape, a.numel, detail=detail)
+        if names[0] == names[1]:
+            return ValueChange(key, "changed", *names, a.shape, a.numel, detail=f"other bytes of {names[0]}")
+        return ValueChange(key, "unknown", *names, a.shape, a.numel, detail=f"{' and '.join(names)} share no numbers")
 
     def _compare_opaque(self, key: str, a: OpaqueTensor, b: OpaqueTensor) -> Finding:
         if (a.kind, a.detail, a.dtype, a.shape) != (b.kind, b.detail, b.dtype, b.shape):
             return _kind_change(Pair(key, a, b))
-        if not values_differ(a, b, self.progress):
-            return None
-        dtype = a.dtype.name if a.dtype is not None else ""
-        return ValueChange(key, "unknown", dtype, dtype, a.shape, elements_of(a), detail=f"{kind_text(a)}: other parts")
+        describe = partial(
+            ValueChange, key, dtype_a=_dtype(a), dtype_b=_dtype(b), shape=a.shape, elements=elements_of(a)
+        )
+        if a.kind == "meta":
+            return describe(outcome="unknown", detail="no values are stored")
+        if values_differ(a, b, self.progress):
+            return describe(outcome="changed", detail=f"other parts of {kind_text(a)}")
+        return None
+
+
+def _dtype(tensor: OpaqueTensor) -> str:
+    return tensor.dtype.name if tensor.dtype is not None else ""
 
 
 def elements_of(tensor: Tensor) -> int:

@@ -28,7 +28,7 @@ def document(found: Comparison, top: int | None = None) -> dict[str, Any]:
     told: dict[str, Any] = {
         "a": found.path_a,
         "b": found.path_b,
-        "same": found.same,
+        "same": None if found.unknown and not found.differs else found.same,
         "tensors": len(found.names),
         "identical": found.identical,
         "outcomes": {outcome: outcomes[outcome] for outcome in ("changed", "close", "same", "unknown")},
@@ -90,7 +90,8 @@ def _drift(drift: Drift) -> dict[str, Any]:
 
 def lines(found: Comparison, top: int | None = None) -> Iterator[str]:
     """Yield every line of one comparison: what a line tells in its first cell, then the cells of that record."""
-    yield row("result", "same" if found.same else "different", found.path_a, found.path_b)
+    result = "same" if found.same else "different" if found.differs else "unknown"
+    yield row("result", result, found.path_a, found.path_b)
     yield row("tensors", len(found.names), found.identical, len(found.changed))
     yield from (row("only_in_a", name.key, name.dtype, shape_text(name.shape)) for name in found.only_in_a)
     yield from (row("only_in_b", name.key, name.dtype, shape_text(name.shape)) for name in found.only_in_b)
@@ -130,7 +131,7 @@ def _module_lines(node: ModuleChange, parent: str) -> Iterator[str]:
 def drift_lines(drifts: Sequence[Drift]) -> Iterator[str]:
     """Yield one line for each of several comparisons with one base."""
     for drift in drifts:
-        result = {True: "same", False: "different", None: "error"}[drift.same]
+        result = "error" if drift.error else {True: "same", False: "different", None: "unknown"}[drift.same]
         counts = (drift.tensors, drift.moved, drift.structure)
         sizes = (drift.max_abs, drift.relative_change, drift.cosine, drift.most_changed)
         trained = (drift.progress.epoch, drift.progress.global_step)

@@ -1,7 +1,9 @@
 """What a command costs beside its peers: fresh processes, the same file, the same run. ``pytest -m benchmark -s``.
 
 The yardsticks are ``torch.load`` for looking, an empty Typer app for starting, and for writing the three steps that a
-careful person takes by hand: ``cp``, ``sync``, ``cmp``. Each pair is measured alternately; the best of each counts.
+careful person takes by hand: ``cp``, ``sync``, ``cmp``. For comparing they are ``cmp`` where the files are equal, and a
+loop in NumPy that finds no more than the largest difference where all values changed; the tools ``sft`` (sft-cli) and
+``diffai`` (diffai-python) where they are installed. Each pair is measured alternately; the best of each counts.
 """
 
 from __future__ import annotations
@@ -28,7 +30,22 @@ app = typer.Typer()
 def main() -> None: pass
 app()
 """
+LARGEST_DIFFERENCE = """
+import sys, numpy as np
+def data(path):
+    file = open(path, "rb", buffering=0)
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    return file
+a, b = map(data, sys.argv[1:])
+ours, theirs, largest = np.empty(1 << 18, "f4"), np.empty(1 << 18, "f4"), 0.0
+while count := a.readinto(ours) // 4:
+    b.readinto(theirs)
+    largest = max(largest, float(np.abs(ours[:count] - theirs[:count]).max()))
+print(largest)
+"""
+PEERS = {"sft": ("sft", "diff", "--delta"), "diffai": ("diffai",)}
 MAX_ANON_MB = 60
+MAX_DIFF_ANON_MB = 200
 # An installed package has its bytecode; where the environment forbids to write it, every run would compile anew.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
@@ -51,8 +68,8 @@ def anon_mb(pid: int) -> float:
     return int(lines[0].split()[1]) * 1024 / 1e6 if lines else 0.0
 
 
-def measure(command: Sequence[str | Path]) -> Cost:
-    """Run a command to its end; children that it waits for count in ``cpu``, not in ``anon``."""
+def measure(command: Sequence[str | Path], answers: Sequence[int] = (0,)) -> Cost:
+    """Run a command to one of these ends; children that it waits for count in ``cpu``, not in ``anon``."""
     start = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, env=ENVIRONMENT)
     peak, done = 0.0, 0
@@ -62,7 +79,7 @@ def measure(command: Sequence[str | Path]) -> Cost:
         done, status, usage = os.wait4(process.pid, os.WNOHANG)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0, command
+    assert process.returncode in answers, command
     return Cost(wall, usage.ru_utime + usage.ru_stime, peak)
 
 
@@ -71,7 +88,7 @@ def rival(ours: Sequence[str | Path], theirs: Sequence[str | Path], out: Path | 
     costs: tuple[list[Cost], list[Cost]] = ([], [])
     for _ in range(times):
         for found, command in zip(costs, (ours, theirs), strict=True):
-            found.append(measure(command))
+            found.append(measure(command, (0, 1)))
             if out is not None:
                 out.unlink()
     return best(costs[0]), best(costs[1])
@@ -136,3 +153,44 @@ def test_writing_beside_copy_sync_compare(folder, command, source, target):
     ratio = show(f"{command} {source} {target}", "wall", mine.wall, yours.wall, 1.5, mine.anon)
     assert ratio <= 1.5
     assert mine.anon < MAX_ANON_MB
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Write about 1 GB three times: twice the same values in one container, once all of them changed a little."""
+    import safetensors.torch
+    import torch
+
+    out = tmp_path_factory.mktemp("diff")
+    state = {f"layers.{i}.weight": torch.randn(1 << 11, 1 << 10) for i in range(128)}
+    torch.save(state, out / "a.pt")
+    shutil.copyfile(out / "a.pt", out / "same.pt")
+    safetensors.torch.save_file(state, out / "a.safetensors")
+    for tensor in state.values():
+        tensor += 1e-3 * torch.randn_like(tensor)
+    safetensors.torch.save_file(state, out / "b.safetensors")
+    yield out
+    shutil.rmtree(out)
+
+
+def test_diff_of_equal_files_beside_cmp(pair):
+    files = pair / "a.pt", pair / "same.pt"
+    mine, yours = rival((*CKPTOOL, "diff", *files), ("cmp", *files), None, 5)
+    assert show("diff, equal", "wall", mine.wall, yours.wall, 1.5, mine.anon) <= 1.5
+    assert mine.anon < MAX_DIFF_ANON_MB
+
+
+def test_diff_of_changed_files_beside_a_loop(pair):
+    files = pair / "a.safetensors", pair / "b.safetensors"
+    mine, yours = rival((*CKPTOOL, "diff", *files), (sys.executable, "-c", LARGEST_DIFFERENCE, *files), None, 5)
+    assert show("diff, all values changed", "wall", mine.wall, yours.wall, 1.5, mine.anon) <= 1.5
+    assert mine.anon < MAX_DIFF_ANON_MB
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_diff_beside_a_peer(pair, peer):
+    if shutil.which(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    files = pair / "a.safetensors", pair / "b.safetensors"
+    mine, yours = rival((*CKPTOOL, "diff", *files), (*PEERS[peer], *files), None, 2)
+    assert show(f"diff beside {peer}", "wall", mine.wall, yours.wall, 1.0, mine.anon) <= 1.0
