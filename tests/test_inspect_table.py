@@ -537,6 +537,18 @@ def test_a_deepspeed_folder_is_one_row_and_a_link_to_the_latest_is_none(run: Run
     assert found["best"] == str(tmp_path / "f1=0.5.pt")
 
 
+def test_a_dangerous_file_that_is_damaged_is_called_both(run: Run, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt", extra=_Command())
+    torch.save({"state_dict": WEIGHTS, "extra": _Command()}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-40])
+    other = save(tmp_path / "b.pt")
+    ran = run("inspect", path, other)
+    record = next(line for line in ran.out.splitlines() if line.startswith("unreadable\t"))
+    assert (ran.status, record.split("\t")[-1]) == (2, "dangerous")
+    assert "it can run commands" in run("inspect", tmp_path, "--color", "always").out
+    assert table(run, tmp_path, status=2)["files"][0]["safety"]["verdict"] == "dangerous"
+
+
 @pytest.mark.parametrize("seconds", [-1e10, 0, 253402300800, 2**40])
 def test_any_time_can_be_written(seconds: float) -> None:
     assert time_text(seconds).startswith(("1", "@"))

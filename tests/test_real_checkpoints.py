@@ -457,7 +457,7 @@ def test_a_second_copy_is_told_once(name: str, tmp_path: Path, run: Callable[...
 def test_quantized_entries_are_announced(tmp_path: Path, run: Callable[..., Any]) -> None:
     torch.save(quantized(), tmp_path / "it.pt")
     (note,) = inspected(tmp_path / "it.pt", run)["notes"]
-    assert note["text"] == "2 of 8 entries hold quantized tensors, which ckptool does not write"
+    assert note["text"] == "2 of 8 entries hold quantized tensors: a .pt file keeps them, --dequantize gives float32"
 
 
 @pytest.fixture

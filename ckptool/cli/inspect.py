@@ -16,7 +16,9 @@ from ckptool.cli.terminal import Terminal, complain, detect, show
 from ckptool.errors import CkptoolError, UnreadableCheckpoint
 
 if TYPE_CHECKING:  # its many result types would slow every other command's start
+    from ckptool.model.checkpoint import Checkpoint
     from ckptool.model.inspection import Inspection, InspectOptions, Safety, SortOrder
+    from ckptool.model.sources import Progress
     from ckptool.reports.canvas import Canvas
 
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
@@ -153,15 +155,24 @@ def _asked(choice: options.ChoiceOptions, lists: ListOptions) -> InspectOptions:
 
 def _inspect_one(path: Path, asked: InspectOptions, *, quiet: bool) -> Inspection:
     from ckptool.formats import open_checkpoint
-    from ckptool.operations.describe import describe
     from ckptool.reports.progress import ProgressBar
 
     with open_checkpoint(path) as checkpoint, ProgressBar(quiet=quiet) as progress:
-        try:
-            return describe(checkpoint, asked, progress)
-        except UnreadableCheckpoint as error:  # values that --stats reads: the pickle was read before them
-            error.globals = checkpoint.globals
-            raise
+        return describe_open(checkpoint, asked, progress)
+
+
+def describe_open(checkpoint: Checkpoint, asked: InspectOptions, progress: Progress | None = None) -> Inspection:
+    """Describe a checkpoint; what its pickle names stays known where its values cannot be read.
+
+    :raises UnreadableCheckpoint: values were read, and are not those that were written.
+    """
+    from ckptool.operations.describe import describe
+
+    try:
+        return describe(checkpoint, asked, progress)
+    except UnreadableCheckpoint as error:  # values that --stats reads: the pickle was read before them
+        error.globals = checkpoint.globals
+        raise
 
 
 def _refused(path: Path, error: CkptoolError, view: options.AnswerOptions, terminal: Terminal) -> _Answer:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ckptool.cli import Status, options, worst
-from ckptool.cli.inspect import TableOptions, canvas_of, describe_each
+from ckptool.cli.inspect import TableOptions, canvas_of, describe_each, describe_open
 from ckptool.cli.terminal import Terminal, complain, show
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
-from ckptool.model.folder import FileRow, Mode, Ranking, Table
+from ckptool.model.folder import FileRow, Mode, Table
 from ckptool.model.inspection import InspectOptions
-from ckptool.operations.describe import describe, judge_refused
-from ckptool.operations.folder import Found, describe_row, find, read_row, unreadable_row
+from ckptool.operations.describe import judge_refused
+from ckptool.operations.folder import Found, describe_row, find, is_folder, read_row, unreadable_row
 from ckptool.operations.parallel import map_in_order
 from ckptool.operations.ranking import rank
 from ckptool.reports.folder import table_document, table_lines
@@ -42,18 +43,44 @@ def answer_table(
     found = find(_named(paths), recursive=choice.recursive)
     if (asked.lists_tensors or asked.tree) and not view.json and not choice.best:
         return _describe(found, asked, view, terminal)
-    answers = list(_read(found, asked if view.json else None, choice.jobs, quiet=view.quiet or view.json))
-    rows = [row for row, _ in answers]
-    table = Table(rank(rows, choice.metric, mode), found.skipped)
-    unreadable = [row.error for row in rows if row.error]
-    # A view shows the reason in the row.
-    if view.json or view.quiet or choice.best or not terminal.is_terminal or len(rows) == 1:
-        for error in unreadable:
+    answers = tuple(_read(found, asked if view.json else None, choice.jobs, quiet=view.quiet or view.json))
+    ranking = rank([row for row, _ in answers], choice.metric, mode)
+    shown = _Shown(
+        answers, Table(ranking, found.skipped), paths[0] if len(paths) == 1 and is_folder(paths[0]) else None, terminal
+    )
+    form = _form(choice, view, terminal)
+    if form != "view" or len(answers) == 1:  # a view shows the reason in the row
+        for error in shown.errors:
             complain(error)
-    if len(rows) > len(unreadable) or len(rows) > 1:
-        _settle(table.ranking, choice, paths)
-        _print(table, answers, paths, choice, view, terminal)
-    return Status.UNANSWERED if unreadable else Status.DONE
+    if len(answers) > 1 or not shown.errors:
+        _require_answer(shown, choice)
+        _PRINTERS[form](shown)
+    return Status.UNANSWERED if shown.errors else Status.DONE
+
+
+def _form(choice: TableOptions, view: options.AnswerOptions, terminal: Terminal) -> str:
+    asked = (("json", view.json), ("best", choice.best), ("quiet", view.quiet), ("view", terminal.is_terminal))
+    return next((form for form, is_wanted in asked if is_wanted), "lines")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """Hold what is printed; ``folder`` is the one that was named, if it was one."""
+
+    answers: tuple[Answer, ...]
+    table: Table
+    folder: Path | None
+    terminal: Terminal
+
+    @property
+    def errors(self) -> list[str]:
+        return [row.error for row, _ in self.answers if row.error]
+
+
+def _require_answer(shown: _Shown, choice: TableOptions) -> None:
+    refusal = shown.table.ranking.refusal
+    if refusal and (choice.best or choice.metric is not None):
+        raise CkptoolError(f"{shown.folder}: {refusal}" if shown.folder is not None else refusal)
 
 
 def _named(paths: Iterable[Path]) -> list[Path]:
@@ -111,43 +138,47 @@ def _read_one(asked: InspectOptions | None, path: Path) -> Answer:
         return read_row(path), {}
     try:
         with open_checkpoint(path) as checkpoint:
-            return describe_row(checkpoint, path), document(describe(checkpoint, asked))
+            return describe_row(checkpoint, path), document(describe_open(checkpoint, asked))
     except CkptoolError as error:
-        return unreadable_row(path, str(error)), refused_document(str(path), str(error), judge_refused(error))
+        safety = judge_refused(error)
+        return unreadable_row(path, str(error), safety.verdict), refused_document(str(path), str(error), safety)
 
 
-def _settle(ranking: Ranking, choice: TableOptions, paths: Sequence[Path]) -> None:
-    if ranking.refusal and (choice.best or choice.metric is not None):
-        raise CkptoolError(f"{paths[0]}: {ranking.refusal}" if len(paths) == 1 else ranking.refusal)
+def _print_json(shown: _Shown) -> None:
+    rows, documents = zip(*shown.answers, strict=True)
+    show(to_json({"schema": SCHEMA, **table_document(rows, documents, shown.table)}))
 
 
-def _print(
-    table: Table,
-    answers: Sequence[Answer],
-    paths: Sequence[Path],
-    choice: TableOptions,
-    view: options.AnswerOptions,
-    terminal: Terminal,
-) -> None:
-    if view.json:
-        rows, documents = zip(*answers, strict=True)
-        show(to_json({"schema": SCHEMA, **table_document(rows, documents, table)}))
-    elif choice.best:
-        _print_path(table.ranking)
-    elif not view.quiet and terminal.is_terminal:
-        from ckptool.reports.folder_view import view_table
-
-        show(view_table(table, paths[0] if len(paths) == 1 else None, canvas_of(terminal)))
-    elif not view.quiet:
-        show("".join([f"{line}\n" for line in table_lines(table)]))
-
-
-def _print_path(ranking: Ranking) -> None:
+def _print_path(shown: _Shown) -> None:
     """Print the path of the best: escaped where it is looked at, byte for byte where a program takes it."""
-    path = ranking.best.path if ranking.best is not None else ""
+    best = shown.table.ranking.best
+    path = "" if best is None else best.path
     path = f"./{path}" if path.startswith("-") else path  # else the next command takes it for an option
     if sys.stdout.isatty() or (path.isascii() and path.isprintable()):
         show(safe_text(path) + "\n")
     else:
         sys.stdout.flush()
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+
+
+def _print_view(shown: _Shown) -> None:
+    from ckptool.reports.folder_view import view_table
+
+    show(view_table(shown.table, shown.folder, canvas_of(shown.terminal)))
+
+
+def _print_lines(shown: _Shown) -> None:
+    show("".join([f"{line}\n" for line in table_lines(shown.table)]))
+
+
+def _print_nothing(_: _Shown) -> None:
+    pass
+
+
+_PRINTERS: Mapping[str, Callable[[_Shown], None]] = {
+    "json": _print_json,
+    "best": _print_path,
+    "quiet": _print_nothing,
+    "view": _print_view,
+    "lines": _print_lines,
+}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Optional, TypeVar
 
@@ -75,6 +77,10 @@ Ties = Annotated[
     str,
     typer.Option("--ties", help="keep: tied tensors are written once; copy: under every name.", metavar="HOW"),
 ]
+MaxShardSize = Annotated[
+    Optional[str],
+    typer.Option("--max-shard-size", help="Split OUT into files of at most this size: 5GB, 500MiB ...", metavar="SIZE"),
+]
 KeepRest = Annotated[
     bool, typer.Option("--keep-rest", help="Keep epoch, optimizer and the rest around the weights (.pt).")
 ]
@@ -130,6 +136,7 @@ class WritingOptions:
     dequantize: Dequantize = False
     fail_on_overflow: FailOnOverflow = False
     ties: Ties = "keep"
+    max_shard_size: MaxShardSize = None
     keep_rest: KeepRest = False
     foreign: Foreign = "drop"
     weights_only: WeightsOnly = False
@@ -160,6 +167,35 @@ def one_of(option: str, text: str, choices: Mapping[str, _Choice]) -> _Choice:
     if text not in choices:
         raise CkptoolError(f"{option} {text}: choose one of {', '.join(choices)}")
     return choices[text]
+
+
+# Decimal as the Hub counts, binary as memory is counted.
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.ASCII | re.IGNORECASE)
+
+
+def size_in_bytes(option: str, text: str) -> int:
+    """Read a size: a number of bytes, or one with a unit (``5GB`` is 5 * 10**9, ``5GiB`` 5 * 2**30).
+
+    :raises CkptoolError: it is no size, or none of at least one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    nbytes = int(Decimal(match[1]) * unit) if match and unit else 0
+    if nbytes < 1:
+        raise CkptoolError(f"{option} {text}: no size; give bytes, or a number with KB, MB, GB, KiB, MiB or GiB")
+    return nbytes
 
 
 def key_options(choice: ChoiceOptions, names: NameOptions | None = None) -> KeyOptions:

@@ -77,6 +77,9 @@ def _asked(
         force=writing.force,
         in_place=writing.in_place,
         dry_run=writing.dry_run,
+        max_shard_size=None
+        if writing.max_shard_size is None
+        else options.size_in_bytes("--max-shard-size", writing.max_shard_size),
     )
 
 
@@ -144,18 +147,24 @@ def _tasks(
         return [_Task(paths[0], None, kind)]
     if len(paths) != 2:
         raise OutputRefused("name IN and OUT; for more files use --out-dir DIR, to replace them --in-place")
-    if names[1].endswith(("/", "/.")):
+    is_folder = _may_be_folder(paths[0], writing)
+    if names[1].endswith(("/", "/.")) and not is_folder:
         raise OutputRefused(f"{names[1]}: names a folder; name a file in it, or use --out-dir")
-    from ckptool.operations.convert import kind_of_suffix
+    from ckptool.operations.convert import kind_of_target
 
-    return [_Task(paths[0], paths[1], kind or (kind_of_suffix(paths[1]) if by_suffix else None))]
+    return [_Task(paths[0], paths[1], kind or (kind_of_target(paths[1], is_folder=is_folder) if by_suffix else None))]
+
+
+def _may_be_folder(source: Path, writing: options.WritingOptions) -> bool:
+    """Tell whether OUT may be a folder of files: they are asked for, or IN is one, or the index in one."""
+    return writing.max_shard_size is not None or source.is_dir() or source.suffix == ".json"
 
 
 def _tasks_into(folder: Path, paths: list[Path], kind: OutputKind | None, *, by_suffix: bool) -> list[_Task]:
     if by_suffix and kind is None:
         raise OutputRefused("--out-dir leaves the format open: say --to safetensors or --to pt")
     suffix = None if kind is None else _SUFFIXES[kind]
-    tasks = [_Task(path, folder / (path.name if suffix is None else path.stem + suffix), kind) for path in paths]
+    tasks = [_Task(path, folder / (path.name if suffix is None else _stem(path) + suffix), kind) for path in paths]
     targets = [task.target for task in tasks]
     for task in tasks:
         if targets.count(task.target) > 1:
@@ -163,6 +172,12 @@ def _tasks_into(folder: Path, paths: list[Path], kind: OutputKind | None, *, by_
     if not folder.is_dir():
         _make(folder)
     return tasks
+
+
+def _stem(path: Path) -> str:
+    """Cut the suffix of a file off, and that of an index; the name of a folder has none."""
+    name = path.name.partition(".index.")[0] if path.suffix == ".json" else path.name
+    return name if path.is_dir() else Path(name).stem
 
 
 def _make(folder: Path) -> None:

@@ -19,14 +19,18 @@ from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.model.checkpoint import Finding
 
+INDEX_NAME = re.compile(r"(?P<stem>.+)\.(?P<suffix>[^.]+)\.index(?:\.(?P<variant>[^.]+))?\.json", re.DOTALL)
+SHARD_NAME = re.compile(
+    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin|pth?|ckpt)", re.DOTALL
+)
 _LARGEST_INDEX = 32 << 20  # 300,000 tensors; a checkpoint of 1,000 takes 100 kB
-_INDEX = re.compile(r"(?P<stem>.+)\.(?P<suffix>[^.]+)\.index(?:\.(?P<variant>[^.]+))?\.json", re.DOTALL)
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin|pth?)", re.DOTALL)
 _SINGLE = re.compile(
     r"(?P<stem>(?:(?:diffusion_)?pytorch_model|(?:adapter_)?model)(?:\.\w+)?)\.(?P<suffix>safetensors|bin)"
 )
 # What lies beside the weights where a folder is one checkpoint: transformers, diffusers, PEFT, accelerate.
 _SIGNS_OF_ONE = frozenset({"config.json", "adapter_config.json", "trainer_state.json", "optimizer.bin"})
+# Findings: what an index says otherwise than its files.
+INDEX_CONTRADICTIONS = frozenset({"misplaced-tensor", "total-size", "unindexed-tensor", "unlisted-shard"})
 _MAX_NAMED = 3
 _RESAVE = "save it anew with save_pretrained"
 
@@ -165,7 +169,7 @@ def some(names: Iterable[str]) -> str:
 
 def one_of_several(name: str) -> tuple[Finding, ...]:
     """Say so where a file's name tells that it is one shard of several."""
-    match = _SHARD.fullmatch(name)
+    match = SHARD_NAME.fullmatch(name)
     if match is None or int(match["count"]) < 2:
         return ()
     text = (
@@ -184,7 +188,7 @@ def unlisted_shards(shards: ShardSet) -> tuple[Finding, ...]:
 
 
 def _set_of(name: str) -> tuple[str, ...] | None:
-    match = _SHARD.fullmatch(name)
+    match = SHARD_NAME.fullmatch(name)
     return match.group("stem", "count", "suffix") if match else None
 
 
@@ -237,7 +241,7 @@ def _weights_in(listing: list[str]) -> dict[str, _Weights]:
     """Give each checkpoint in a folder by the name that tells of it: an index, a single file, a first shard."""
     found = {}
     for name in listing:
-        match = _INDEX.fullmatch(name)
+        match = INDEX_NAME.fullmatch(name)
         if match:
             variant = f".{match['variant']}" if match["variant"] else ""
             found[name] = _Weights(match["stem"] + variant, match["suffix"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckptool.layouts.candidates import node_at
-from ckptool.layouts.distributed import whole_tensor
+from ckptool.layouts.distributed import is_shard, local_parts, share_of, whole_tensor
 from ckptool.layouts.keys import plan_keys
 from ckptool.layouts.producers import identify
 from ckptool.layouts.rename import rename_key, rename_module_path
@@ -12,11 +12,14 @@ from ckptool.layouts.training import read_training
 
 __all__ = [
     "identify",
+    "is_shard",
+    "local_parts",
     "node_at",
     "plan_keys",
     "read_training",
     "rename_key",
     "rename_module_path",
     "select",
+    "share_of",
     "whole_tensor",
 ]

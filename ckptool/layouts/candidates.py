@@ -149,7 +149,10 @@ def _described(path: tuple[str, ...], value: Any, layout: Layout | None) -> Stat
         what = f"the parameters and buffers of a pickled {value.ref.full_name}"
         return StateDict(path, role, module_entries(value), f"{reason}, {what}" if reason else what)
     metadata = _key_metadata(value)
-    return StateDict(path, role, whole_tensors(value.text_items()), reason, metadata, _is_marked_clean(metadata))
+    entries = value.text_items()
+    whole = whole_tensors(entries)
+    joined = () if whole is entries else tuple(key for key, child in whole.items() if child is not entries[key])
+    return StateDict(path, role, whole, reason, metadata, _is_marked_clean(metadata), joined)
 
 
 def _is_marked_clean(metadata: Any) -> bool:

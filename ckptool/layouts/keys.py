@@ -9,7 +9,7 @@ from fnmatch import translate
 from operator import ne
 
 from ckptool.errors import PlanRefused
-from ckptool.layouts.distributed import is_shard
+from ckptool.layouts.distributed import is_shard, share_text
 from ckptool.layouts.draft import Draft
 from ckptool.layouts.reference import follow_reference
 from ckptool.layouts.rename import renamed
@@ -108,10 +108,11 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
             )
     shards = [key for key, value in draft.entries.items() if type(value) is not TensorSpec and is_shard(value)]
     if shards:
+        share = share_text(draft.entries[shards[0]]) or "the rest is in those of the other ranks"
         raise PlanRefused(
             "sharded",
-            f"{quoted(shards)}: only one rank's shard is in this file, the rest is in those of the other ranks; save a "
-            "full state dict, or convert the folder with torch.distributed.checkpoint.format_utils",
+            f"{quoted(shards)}: only one rank's shard is in this file ({share}); save a full state dict, or convert "
+            "the folder with torch.distributed.checkpoint.format_utils",
         )
 
 

@@ -217,15 +217,27 @@ def _notes(chosen: StateDict | None, found: Sequence[StateDict], weights: str) -
 def _unwritable_notes(chosen: StateDict) -> list[Note]:
     """Say which entries are no dense arrays, or hold some inside (``_packed_params`` of a quantized layer)."""
     found = [opaque_inside(value) for value in chosen.entries.values() if type(value) is not TensorSpec]
-    counts = Counter(tensor.kind for tensor in found if tensor is not None and tensor.kind not in _SHARD_KINDS)
-    return [
-        Note("not-dense", f"{count} of {len(chosen.entries)} entries hold {kind} tensors, which ckptool does not write")
-        for kind, count in counts.items()
-    ]
+    counts = Counter(tensor.kind for tensor in found if tensor is not None)
+    total = len(chosen.entries)
+    notes = [Note("not-dense", f"{count} of {total} entries hold {_KINDS[kind]}") for kind, count in counts.items()]
+    if chosen.unwrapped:
+        text = (
+            f"{len(chosen.unwrapped)} distributed tensors are whole on this rank: taken for the plain tensors they hold"
+        )
+        notes.append(Note("distributed-whole", text))
+    return notes
 
 
-# The key plan refuses these with a sentence of their own.
-_SHARD_KINDS = frozenset({"sharded", "dtensor"})
+_KINDS = {
+    "sparse": "sparse tensors: a .pt file keeps them, --densify gives dense ones",
+    "quantized": "quantized tensors: a .pt file keeps them, --dequantize gives float32",
+    "nested": "nested tensors, which only a .pt file can keep",
+    "meta": "meta tensors, which have a shape and no data",
+    "dtensor": "one rank's part of a DTensor, which ckptool does not write",
+    "sharded": "one rank's part of a ShardedTensor, which ckptool does not write",
+    "subclass": "tensors of a subclass, which ckptool does not write",
+    "packed": "tensors of a type that torch does not have, which ckptool does not write",
+}
 
 
 def _note_beside(other: StateDict, others: Sequence[StateDict]) -> Note:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ckptool.model.checkpoint import Shard
 from ckptool.model.dtypes import DType
 from ckptool.model.plans import KeyMove, KeyOptions, Note, Wrapper
 from ckptool.model.results import CastLoss
 
 BESIDE = "beside the weights"  # the reason for which other content of a container is not in the output
 OutputKind = Literal["torch", "safetensors"]
+# What a suffix of an output stands for.
+OUTPUT_SUFFIXES: Mapping[str, OutputKind] = {
+    ".safetensors": "safetensors",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".bin": "torch",
+    ".ckpt": "torch",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +31,7 @@ class ConvertOptions:
     ``dtype`` casts floating tensors. ``keep_rest`` keeps the container around the state dict (torch files only);
     ``foreign`` says whether objects of foreign classes in it are dropped or become plain dicts of their fields.
     ``weights_only`` lets an in-place rewrite lose them. ``metadata`` carries facts over as text into safetensors.
+    ``max_shard_size`` (bytes) splits the output into files of at most that size, as far as no tensor is larger.
     ``densify`` writes sparse tensors as dense ones, ``dequantize`` quantized ones as float32.
     """
 
@@ -39,6 +50,7 @@ class ConvertOptions:
     force: bool = False
     in_place: bool = False
     dry_run: bool = False
+    max_shard_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,8 @@ class Conversion:
     ``state_dict`` and ``role`` say which state dict was taken. ``moves`` are all its keys; ``dropped`` lists what did
     not make it into the output, keys and other content; ``flattened`` the foreign objects of which the fields are kept
     as plain data; ``made_dense`` the sparse and quantized tensors that were asked to be dense. ``source_bytes`` and
-    ``target_bytes`` are file sizes (of the tensors alone in a dry run).
+    ``target_bytes`` are file sizes (of the tensors alone in a dry run). ``shards`` are the files in a folder that is
+    written, ``index_name`` is that of their index, empty where one file needs none.
     ``digest`` is that of the written tensors, where asked for.
     """
 
@@ -97,6 +110,8 @@ class Conversion:
     target_bytes: int
     digest: str | None = None
     made_dense: tuple[MadeDense, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    index_name: str = ""
 
     @property
     def renamed(self) -> tuple[KeyMove, ...]:

@@ -14,7 +14,7 @@ Mode = Literal["min", "max"]
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """Say in one row what a file holds; ``error`` says why it cannot be read, and the rest is then empty.
+    """Say in one row what a file holds; ``error`` says why it cannot be read, and the facts are then empty.
 
     ``nbytes`` is its size, ``modified`` the time of its last change in seconds since 1970 (None: there is no such
     file). The facts are plain values; where the file states none, they come from its name, and say so. ``monitor``
@@ -27,7 +27,7 @@ class FileRow:
     kind: str = ""
     format: str = ""
     has_weights: bool = False
-    verdict: Verdict | None = None
+    verdict: Verdict = "unknown"
     epoch: Fact | None = None
     global_step: Fact | None = None
     metrics: Mapping[str, Fact] = field(default_factory=dict)

@@ -111,6 +111,15 @@ class Safety:
     globals: tuple[GlobalUse, ...]
 
 
+class PartRow(NamedTuple):
+    """List one dense part of a tensor that is no dense array; ``nbytes`` is its size as stored."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
 class TensorRow(NamedTuple):
     """List one tensor: clean name (None: dropped from clean output) and name in the file, dense size in bytes.
 
@@ -123,6 +132,27 @@ class TensorRow(NamedTuple):
     shape: tuple[int, ...] | None
     nbytes: int
     statistics: TensorStatistics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTensor:
+    """Describe one tensor that is no dense array; ``key`` is its clean name (None: dropped from clean output).
+
+    ``kind`` and ``detail`` are those of ``OpaqueTensor``; ``facts`` are plain values by name: ``stored``, ``density``
+    (stored elements by all), ``block``, ``coalesced``, ``index_dtype`` of a sparse tensor; ``scale``, ``zero_point``,
+    or ``axis``, ``channels``, of a quantized one; ``tensors`` of a nested one; ``rank``, ``ranks``, ``placements``,
+    ``local_shapes`` of a distributed one. ``nbytes`` and ``parts`` are what is stored.
+    """
+
+    key: str | None
+    source_key: str
+    kind: str
+    detail: str
+    dtype: str | None
+    shape: tuple[int, ...] | None
+    nbytes: int
+    facts: Mapping[str, Any]
+    parts: tuple[PartRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +217,7 @@ class Inspection:
     ``hyper_parameters`` are plain values (mappings, lists, text, numbers); a foreign object is a mapping of its
     fields with its class under ``$class``. ``ties`` are groups of clean names that share the very same tensor.
     ``tensors`` and ``tree`` are None unless asked for. ``shards`` are the files of a checkpoint in several.
+    ``not_dense`` are the tensors that are no dense arrays, each with what it holds.
     """
 
     path: str
@@ -208,6 +239,7 @@ class Inspection:
     tensors: tuple[TensorRow, ...] | None = None
     tree: ModuleNode | None = field(default=None)
     shards: tuple[Shard, ...] = ()
+    not_dense: tuple[SpecialTensor, ...] = ()
 
     @property
     def selected(self) -> StateDictSummary | None:

@@ -47,7 +47,8 @@ class StateDict:
 
     ``path`` is the steps from the root (empty: the root itself). ``entries`` are all its pairs in file order,
     tensors and the rest; ``key_metadata`` is torch's ``_metadata`` attribute, where it is kept. ``is_clean`` says that
-    ckptool brought the names to clean ones before (``CLEAN_MARK``).
+    ckptool brought the names to clean ones before (``CLEAN_MARK``). ``unwrapped`` are the keys of distributed tensors
+    that are whole on this rank, and stand here as the plain tensors that they are.
     """
 
     path: tuple[str, ...]
@@ -56,6 +57,7 @@ class StateDict:
     reason: str = ""
     key_metadata: Any = None
     is_clean: bool = False
+    unwrapped: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

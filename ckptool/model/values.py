@@ -113,6 +113,11 @@ class TensorSpec:
         )  # fmt: skip
 
 
+def stored_bytes(spec: TensorSpec) -> int:
+    """Give the size of a part in bytes as stored: packed quantized codes take less than a byte each."""
+    return min(spec.nbytes, spec.storage.nbytes) if spec.dtype.kind == "quantized" else spec.nbytes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class OpaqueTensor:
     """Describe a tensor that is not one dense array: listed by inspect, named when it is refused.
@@ -131,7 +136,8 @@ class OpaqueTensor:
     @property
     def nbytes(self) -> int:
         """Sum the dense parts in bytes."""
-        return sum(part.nbytes for _, part in self.parts if isinstance(part, TensorSpec | OpaqueTensor))
+        dense = sum(stored_bytes(part) for _, part in self.parts if isinstance(part, TensorSpec))
+        return dense + sum(part.nbytes for _, part in self.parts if isinstance(part, OpaqueTensor))
 
 
 class DictNode:

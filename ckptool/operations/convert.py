@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ckptool.errors import CkptoolError, OutputRefused, PlanRefused
 from ckptool.formats import open_checkpoint
+from ckptool.formats.shards import INDEX_NAME
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
-from ckptool.model.plans import Note, PlannedTensor
-from ckptool.model.results import CastLoss
+from ckptool.model.conversion import OUTPUT_SUFFIXES, Conversion, ConvertOptions, OutputKind
+from ckptool.model.plans import Note
 from ckptool.model.sources import NoProgress, Progress
-from ckptool.model.values import TensorSpec
 from ckptool.operations.copying import PlannedCopy, plan_copy
 from ckptool.operations.facts import NO_FACTS, facts_as_text
 from ckptool.operations.opening import OpenedCheckpoint
-from ckptool.operations.readback import check_staged
-from ckptool.writers import WRITERS, staging
+from ckptool.operations.publish import Written, plan_shards, write_file, write_shards
+from ckptool.operations.sharding import ShardedOutput, file_names, folder_of, sharded_output, split
 
-SUFFIXES: dict[str, OutputKind] = {
-    ".safetensors": "safetensors",
-    ".pt": "torch",
-    ".pth": "torch",
-    ".bin": "torch",
-    ".ckpt": "torch",
-}
 # What such a name promises is nothing that is written here.
 _NEVER_WRITTEN = frozenset(
     {".npz", ".npy", ".pt2", ".ptl", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".nemo", ".onnx", ".gguf", ".h5"}
 )
 _NEVER_REPLACED = frozenset({"torch-tar", "torchscript", "torch-export", "pickle", "npy", "npz"})
 _MAX_GROWTH = 4
+_MAX_NAMED = 3
 _ALWAYS_ALLOWED_BYTES = 64 << 20
 
 
-def kind_of_suffix(target: Path) -> OutputKind:
-    """Tell from a file name what is to be written.
+def kind_of_target(target: Path, *, is_folder: bool = False) -> OutputKind:
+    """Tell from the name of an output what is to be written; ``is_folder`` tells that it may be that of a folder.
 
     :raises OutputRefused: the suffix stands for nothing that ckptool writes.
     """
     name = target.name.removesuffix(".tar") if target.name.endswith(".pth.tar") else target.name
-    kind = SUFFIXES.get(Path(name).suffix.lower())
+    index = INDEX_NAME.fullmatch(name)
+    kind = OUTPUT_SUFFIXES.get(f".{index['suffix']}" if index else Path(name).suffix.lower())
+    if kind is None and is_folder:
+        return "safetensors"  # as the Hub's tools write unless they are told otherwise
     if kind is None:
         raise OutputRefused(f"{target}: the suffix names no format; use .safetensors or .pt, or say --to")
     return kind
@@ -65,10 +62,9 @@ def convert(
 
     :raises CkptoolError: what is meant is open, cannot be written faithfully, or the disk refuses.
     """
-    _refuse_same_file(source, target, options)
     try:
         with open_checkpoint(source) as checkpoint:
-            return _convert(checkpoint, target, options, kind, progress or NoProgress())
+            return _convert(checkpoint, source, target, options, kind, progress or NoProgress())
     except CkptoolError as error:
         # What is said of a tensor is said of a file: there may be many on the command line.
         if not any(str(path) in str(error) for path in (source, target)):
@@ -77,22 +73,35 @@ def convert(
 
 
 def _convert(
-    checkpoint: Checkpoint, target: Path | None, options: ConvertOptions, kind: OutputKind | None, progress: Progress
+    checkpoint: Checkpoint,
+    source: Path,
+    target: Path | None,
+    options: ConvertOptions,
+    kind: OutputKind | None,
+    progress: Progress,
 ) -> Conversion:
     opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
     kind = kind or kind_of_source(checkpoint)
     if options.in_place:
         _refuse_replacement(checkpoint)
+    target = checkpoint.path if options.in_place else target
+    output = sharded_output(checkpoint, source, target, kind, options)
     _refuse_kind(target, kind, options)
+    replaced = _replaced(checkpoint, target, output, options)
     carries_facts = kind == "safetensors" and options.metadata
     facts = facts_as_text(checkpoint, opened.selection) if carries_facts else NO_FACTS
     copy = plan_copy(checkpoint, opened.state_dict, opened.plan, options, kind, facts)
     _guard(checkpoint, copy, options)
-    written: tuple[int, str | None] = copy.nbytes, None
-    if not options.dry_run:
+    shards = split(copy.plan, output, checkpoint, opened.plan) if output else ()
+    if options.dry_run:
+        planned = plan_shards(shards, output, kind) if output else Written(0)
+        written = replace(planned, nbytes=copy.nbytes)
+    elif output:
+        written = write_shards(copy, shards, output, kind, options, progress, replaced)
+    else:
         assert target is not None
-        written = _write(copy, target, kind, options, progress)
-    return _tell(opened, copy, target, options, kind, written)
+        written = write_file(copy, target, kind, options, progress)
+    return _tell(opened, copy, target, options, kind, written, tuple(_left_behind(checkpoint, output, options)))
 
 
 def _tell(
@@ -101,7 +110,8 @@ def _tell(
     target: Path | None,
     options: ConvertOptions,
     kind: OutputKind,
-    written: tuple[int, str | None],
+    written: Written,
+    left_behind: tuple[Note, ...],
 ) -> Conversion:
     checkpoint, plan = opened.checkpoint, opened.plan
     found = (Note(finding.code, finding.text) for finding in checkpoint.findings)
@@ -120,11 +130,13 @@ def _tell(
         flattened=copy.flattened,
         ties=copy.ties,
         casts=tuple(tally.loss for tally in copy.tallies),
-        notes=(*found, *opened.selection.notes, *plan.notes, *copy.notes),
+        notes=(*found, *opened.selection.notes, *plan.notes, *copy.notes, *left_behind),
         source_bytes=checkpoint.file_bytes,
-        target_bytes=written[0],
-        digest=written[1],
+        target_bytes=written.nbytes,
+        digest=written.digest,
         made_dense=copy.made_dense,
+        shards=written.shards,
+        index_name=written.index_name,
     )
 
 
@@ -133,27 +145,60 @@ def _refuse_kind(target: Path | None, kind: OutputKind, options: ConvertOptions)
         raise OutputRefused(f"{target}: a safetensors file cannot keep the rest of a container; write a .pt file")
     if target is not None and target.suffix.lower() in _NEVER_WRITTEN:
         raise OutputRefused(f"{target}: ckptool writes .pt and .safetensors files only; name one, outside any archive")
-    if target is not None and not options.in_place and SUFFIXES.get(target.suffix.lower(), kind) != kind:
+    if target is not None and not options.in_place and OUTPUT_SUFFIXES.get(target.suffix.lower(), kind) != kind:
         raise OutputRefused(f"{target}: the suffix does not stand for a {kind} file; name it otherwise, or use convert")
 
 
 def _refuse_replacement(checkpoint: Checkpoint) -> None:
     """Refuse to put a file of torch.save in the place of something else, which may hold more than its tensors."""
     around = checkpoint.facts.get("inside")
-    if around is not None or checkpoint.format in _NEVER_REPLACED:
-        what = (
-            f"lies inside another file ({around})"
-            if around is not None
-            else f"is no file of torch.save ({checkpoint.format})"
-        )
-        raise OutputRefused(f"{checkpoint.path}: what it holds {what}, and cannot be replaced in place; name OUT")
-
-
-def _refuse_same_file(source: Path, target: Path | None, options: ConvertOptions) -> None:
-    if target is None or options.in_place or not target.exists() or not source.exists():
+    if around is None and checkpoint.format not in _NEVER_REPLACED:
         return
-    if target.samefile(source):
-        raise OutputRefused(f"{target}: is the input itself; to replace it, say --in-place")
+    what = f"lies inside another file ({around})" if around else f"is no file of torch.save ({checkpoint.format})"
+    raise OutputRefused(f"{checkpoint.path}: what it holds {what}, and cannot be replaced in place; name OUT")
+
+
+def _replaced(
+    checkpoint: Checkpoint, target: Path | None, output: ShardedOutput | None, options: ConvertOptions
+) -> list[str]:
+    """List the files in the folder of the output that it replaces.
+
+    :raises OutputRefused: they are the input, or there are any, and nothing was said of replacing them.
+    """
+    taken = output.names.taken(output.folder) if output else []
+    own = [folder_of(checkpoint) / name for name in file_names(checkpoint)]
+    if options.in_place:
+        return sorted({*taken, *(path.name for path in own)})
+    outputs = [output.folder / name for name in taken] if output else [] if target is None else [target]
+    for path in outputs:
+        if path.exists() and any(path.samefile(other) for other in own if other.exists()):
+            raise OutputRefused(f"{path}: is the input itself; to replace it, say --in-place")
+    if taken and not options.force and not options.dry_run:
+        raise OutputRefused(f"{outputs[0]}: exists already; add --force to replace it")
+    return taken
+
+
+def _left_behind(checkpoint: Checkpoint, output: ShardedOutput | None, options: ConvertOptions) -> Iterator[Note]:
+    """Say what else lies in the folder of a model, and is not copied to the folder that is written."""
+    if (
+        output is None
+        or options.in_place
+        or not (checkpoint.shards or (folder_of(checkpoint) / "config.json").exists())
+    ):
+        return
+    if output.folder.exists() and output.folder.samefile(folder_of(checkpoint)):
+        return
+    own = {*file_names(checkpoint), *output.names.taken(output.folder)}
+    beside = sorted(
+        path.name
+        for path in folder_of(checkpoint).iterdir()
+        if path.name not in own
+        and not path.name.startswith(".")
+        and path.suffix in (".json", ".txt", ".model", ".jinja")
+    )
+    if beside:
+        more = f" and {len(beside) - _MAX_NAMED} more files" if len(beside) > _MAX_NAMED else ""
+        yield Note("not-copied", f"not copied from beside the weights: {', '.join(beside[:_MAX_NAMED])}{more}")
 
 
 def _guard(checkpoint: Checkpoint, copy: PlannedCopy, options: ConvertOptions) -> None:
@@ -177,42 +222,4 @@ def _guard(checkpoint: Checkpoint, copy: PlannedCopy, options: ConvertOptions) -
         raise OutputRefused(
             f"{checkpoint.path}: in place, {len(copy.foreign)} foreign object(s) would be lost ({lost}); keep their "
             "fields with --foreign fields, say --weights-only if that is meant, or write to another file"
-        )
-
-
-def _write(
-    copy: PlannedCopy, target: Path, kind: OutputKind, options: ConvertOptions, progress: Progress
-) -> tuple[int, str | None]:
-    """Stage, read back and publish; give the size of the file and, where asked for, the digest of its tensors."""
-    writer = WRITERS[kind]
-    with staging(target, force=options.force or options.in_place, nbytes=writer.nbytes(copy.plan)) as staged:
-        progress.start("writing", copy.payload_bytes)
-        checksums = writer.write(copy.plan, staged.file, progress)
-        staged.sync()
-        if options.fail_on_overflow:
-            _refuse_overflow(target, [tally.loss for tally in copy.tallies])
-        progress.start("reading back", copy.payload_bytes)
-        with open_checkpoint(staged.path) as written:
-            found = check_staged(written, copy.plan, checksums, progress)
-            digest = _digest(copy, found) if options.digest else None
-            nbytes = written.file_bytes
-        staged.publish()
-    return nbytes, digest
-
-
-def _digest(copy: PlannedCopy, found: Mapping[PlannedTensor, TensorSpec]) -> str:
-    from ckptool.operations.digest import digest
-
-    tensors = copy.plan.tensors
-    specs = {name: found[tensors[copy.plan.aliases.get(name, name)]] for name in copy.specs}
-    return digest(specs)
-
-
-def _refuse_overflow(target: Path, losses: list[CastLoss]) -> None:
-    overflowed = [loss for loss in losses if loss.overflowed or loss.saturated]
-    if overflowed:
-        first = overflowed[0]
-        raise OutputRefused(
-            f'{target}: not written, {len(overflowed)} tensor(s) overflow in {first.target}: "{first.key}" with '
-            f"{first.overflowed + first.saturated} of {first.elements} values; choose a wider --dtype"
         )

@@ -78,7 +78,8 @@ class _Placer:
         return self.place(tensor, key) if isinstance(tensor, TensorSpec) else self.place_opaque(tensor, key)
 
     def place_opaque(self, tensor: OpaqueTensor, key: str, cast: DType | None = None) -> PlannedTensor | PlannedOpaque:
-        dense = self.policy.dense(tensor, key)
+        whole = whole_tensor(tensor)
+        dense = whole if isinstance(whole, TensorSpec) else self.policy.dense(tensor, key)
         return self.policy.plan(tensor, key, self.place, cast) if dense is None else self.place(dense, key, cast)
 
     def _plan(self, spec: TensorSpec, key: str, target: DType | None) -> PlannedTensor:

@@ -35,6 +35,7 @@ from ckptool.operations.disk_use import disk_use
 from ckptool.operations.module_tree import fold, grow
 from ckptool.operations.plain import to_plain
 from ckptool.operations.preview import preview
+from ckptool.operations.special import special_tensors
 
 Tensor = TensorSpec | OpaqueTensor
 
@@ -97,6 +98,7 @@ def describe(
         tensors=_listed(rows, named, options, progress or NoProgress()) if options.lists_tensors else None,
         tree=fold(grow(_wanted(clean, options))) if options.tree else None,
         shards=checkpoint.shards,
+        not_dense=special_tensors(checkpoint, selection, plan),
     )
 
 

@@ -16,9 +16,10 @@ from ckptool.layouts import read_training, select
 from ckptool.layouts.file_names import read_name
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.folder import FileRow
+from ckptool.model.inspection import Verdict
 from ckptool.model.training import Fact, Training
 from ckptool.operations.advice import CHECKPOINT_SUFFIXES
-from ckptool.operations.describe import judge
+from ckptool.operations.describe import judge, judge_refused
 from ckptool.operations.plain import to_plain
 from ckptool.operations.trainer_state import read_trainer_state
 
@@ -161,13 +162,13 @@ def read_row(path: Path) -> FileRow:
         with open_checkpoint(path) as checkpoint:
             return describe_row(checkpoint, path)
     except CkptoolError as error:
-        return unreadable_row(path, str(error))
+        return unreadable_row(path, str(error), judge_refused(error).verdict)
 
 
-def unreadable_row(path: Path, reason: str) -> FileRow:
-    """Make the row of what cannot be read."""
+def unreadable_row(path: Path, reason: str, verdict: Verdict = "unknown") -> FileRow:
+    """Make the row of what cannot be read; ``verdict`` is on what its pickle named until then."""
     nbytes, modified = _size_and_time(path)
-    return FileRow(str(path), nbytes, modified, error=reason)
+    return FileRow(str(path), nbytes, modified, verdict=verdict, error=reason)
 
 
 def describe_row(checkpoint: Checkpoint, path: Path) -> FileRow:

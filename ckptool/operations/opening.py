@@ -15,6 +15,7 @@ from ckptool.layouts import plan_keys, select
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.plans import KeyOptions, KeyPlan, Note, Selection, StateDict
 from ckptool.model.values import OpaqueTensor, TensorSpec
+from ckptool.operations.ranks import other_ranks_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,9 @@ class OpenedCheckpoint:
         try:
             return plan_keys(state_dict, self.selection.producer, keys)
         except PlanRefused as refusal:
-            raise PlanRefused(refusal.code, f"{self.checkpoint.path}: {refusal}") from refusal
+            path = self.checkpoint.path
+            where = other_ranks_text(path, self.state_dict.entries.values()) if refusal.code == "sharded" else ""
+            raise PlanRefused(refusal.code, f"{path}: {refusal}{where}") from refusal
 
     def close(self) -> None:
         """Release the file; tensors that were loaded from it stay valid."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
+from ckptool.formats.shards import INDEX_CONTRADICTIONS
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.checksums import crc32
 from ckptool.model.plans import CopyPlan, Payload, PlannedOpaque, PlannedTensor
@@ -32,6 +33,16 @@ def check_staged(
             if _checksum(spec, progress) != checksums[planned.payload]:
                 raise _differs(staged, path, "other bytes")
     return found
+
+
+def check_index(staged: Checkpoint) -> None:
+    """Make sure that a staged index says what is in its shards: opening it has compared them already.
+
+    :raises UnreadableCheckpoint: it does not.
+    """
+    found = [finding.text for finding in staged.findings if finding.code in INDEX_CONTRADICTIONS]
+    if found:
+        raise _differs(staged, "the index", f"({found[0]}) another content")
 
 
 def _tensor_pairs(staged: Checkpoint, expected: Any) -> Iterator[tuple[str, PlannedTensor, TensorSpec]]:

@@ -26,6 +26,10 @@ def document(conversion: Conversion) -> dict[str, Any]:
         "already_clean": conversion.already_clean,
         "certainty": conversion.certainty,
         "wrappers": [asdict(wrapper) for wrapper in conversion.wrappers],
+        "shards": [
+            {"name": shard.name, "bytes": shard.nbytes, "tensors": len(shard.keys)} for shard in conversion.shards
+        ],
+        "index": conversion.index_name or None,
         "tensors": conversion.tensors,
         "renamed": len(conversion.renamed),
         "map": {move.source: move.target for move in conversion.moves},
@@ -50,6 +54,9 @@ def plain(conversion: Conversion) -> str:
 
 def _plain_lines(conversion: Conversion) -> Iterator[str]:
     yield row("planned" if conversion.dry_run else "wrote", conversion.target, conversion.kind)
+    yield from (row("shard", shard.name, shard.nbytes, len(shard.keys)) for shard in conversion.shards)
+    if conversion.index_name:
+        yield row("index", conversion.index_name)
     yield row("state_dict", conversion.state_dict, conversion.role)
     yield row("tensors", conversion.tensors)
     yield row("bytes", conversion.source_bytes, conversion.target_bytes)
@@ -81,6 +88,7 @@ def _summary_lines(conversion: Conversion) -> Iterator[tuple[str, str]]:
     yield "bold", f"{_headline(conversion)}"
     took = f'state dict "{conversion.state_dict}"' if conversion.state_dict else "the state dict at the top"
     yield "", f"  took     {safe_text(took)} ({conversion.role}): {plural(conversion.tensors, 'tensor')}"
+    yield from _listed("files", "", list(_files(conversion)))
     yield from _keys(conversion)
     yield from _beside(conversion)
     losses = [dropped for dropped in conversion.dropped if dropped.reason != BESIDE]
@@ -100,6 +108,13 @@ def _headline(conversion: Conversion) -> str:
     if conversion.dry_run:
         return f"{_name(conversion.source)} ({before}) would become {after} of tensors; nothing was written"
     return f"{_name(conversion.source)} ({before}) -> {_name(conversion.target)} ({after}, {conversion.kind})"
+
+
+def _files(conversion: Conversion) -> Iterator[str]:
+    for shard in conversion.shards:
+        yield f"{safe_text(shard.name)} ({plural(len(shard.keys), 'tensor')}, {size_text(shard.nbytes)})"
+    if conversion.index_name:
+        yield safe_text(conversion.index_name)
 
 
 def _name(path: Path | None) -> str:

@@ -76,7 +76,7 @@ def table_lines(table: Table) -> Iterator[str]:
 
 def _file(row: FileRow, ranking: Ranking) -> Iterator[str]:
     if row.error:
-        yield line("unreadable", row.path, row.error)
+        yield line("unreadable", row.path, row.error, row.verdict)
         return
     score = row.metrics.get(ranking.metric.value) if ranking.metric is not None else None
     facts = [None if fact is None else _exact(fact.value) for fact in (row.epoch, row.global_step, score)]

@@ -48,7 +48,7 @@ def view_table(table: Table, folder: Path | None, canvas: Canvas) -> str:
     parts = [canvas.draw(_head(table, folder, canvas))]
     if rows:
         parts.append("".join([f"{line}\n" for line in _body(rows, ranking, folder, canvas)]))
-    warnings = [*_dangerous(rows, folder), *_unreadable(ranking.rows, folder)]
+    warnings = [*_dangerous(ranking.rows, folder), *_unreadable(ranking.rows, folder)]
     if warnings:
         parts.append(canvas.draw(_remarks([(Text(canvas.glyphs.no, "red"), warning) for warning in warnings])))
     parts.append(canvas.draw(_remarks([_verdict(ranking, folder)])))

@@ -12,6 +12,7 @@ from ckptool.model.inspection import (
     KeySummary,
     ModuleNode,
     Safety,
+    SpecialTensor,
     StateDictSummary,
     TensorRow,
 )
@@ -39,6 +40,7 @@ def document(inspection: Inspection) -> dict[str, Any]:
         "hyper_parameters": inspection.hyper_parameters,
         "ties": [list(names) for names in inspection.ties],
         "safety": _safety(inspection.safety),
+        "not_dense": list(map(_special, inspection.not_dense)),
         "architecture": inspection.architecture and _architecture(inspection.architecture),
         "notes": list(map(asdict, inspection.notes)),
         "next": inspection.next.command,
@@ -141,6 +143,22 @@ def _tensor(tensor: TensorRow) -> dict[str, Any]:
     if tensor.statistics is not None:
         fields["statistics"] = _statistics(tensor.statistics)
     return fields
+
+
+def _special(tensor: SpecialTensor) -> dict[str, Any]:
+    return {
+        "key": tensor.key,
+        "source_key": tensor.source_key,
+        "kind": tensor.kind,
+        "detail": tensor.detail,
+        "dtype": tensor.dtype,
+        "shape": tensor.shape,
+        "bytes": tensor.nbytes,
+        **tensor.facts,
+        "parts": [
+            {"name": part.name, "dtype": part.dtype, "shape": part.shape, "bytes": part.nbytes} for part in tensor.parts
+        ],
+    }
 
 
 def _statistics(statistics: TensorStatistics) -> dict[str, Any]:

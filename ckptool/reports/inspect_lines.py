@@ -13,6 +13,7 @@ from ckptool.model.inspection import (
     KeySummary,
     ModuleNode,
     Safety,
+    SpecialTensor,
     StateDictSummary,
     TensorRow,
 )
@@ -40,6 +41,7 @@ def lines(inspection: Inspection) -> Iterator[str]:
     yield from _safety(inspection.safety)
     if inspection.architecture is not None:
         yield from _architecture(inspection.architecture)
+    yield from map(_special, inspection.not_dense)
     yield from (row("note", note.code, note.text) for note in inspection.notes)
     yield row("next", inspection.next.command, inspection.next.reason)
     yield from _lists(inspection)
@@ -127,6 +129,13 @@ def _lists(inspection: Inspection) -> Iterator[str]:
         yield from map(_tensor, inspection.tensors)
     if inspection.tree is not None:
         yield from _module(inspection.tree, "")
+
+
+def _special(tensor: SpecialTensor) -> str:
+    facts = [f"{name}={json.dumps(value)}" for name, value in tensor.facts.items()]
+    parts = [f"{part.name}:{part.dtype}:{shape_text(part.shape)}:{part.nbytes}" for part in tensor.parts]
+    what = (tensor.kind, tensor.detail, tensor.dtype, shape_text(tensor.shape), tensor.nbytes)
+    return row("not_dense", tensor.key, tensor.source_key, *what, *facts, *parts)
 
 
 def _tensor(tensor: TensorRow) -> str:

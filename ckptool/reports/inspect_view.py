@@ -26,7 +26,7 @@ from ckptool.model.values import GlobalUse
 from ckptool.reports.canvas import Canvas
 from ckptool.reports.listing import tensor_listing, tree_listing
 from ckptool.reports.phrases import value_phrase
-from ckptool.reports.text import count_text, plural, safe_text, shorten, size_text
+from ckptool.reports.text import count_text, plural, safe_text, shape_text, shorten, size_text
 
 _LONGEST = 160  # characters of one foreign text; what is longer shows both ends, its length and a checksum
 _MAX_SHOWN = 6  # items of one list; the line after them says how many more there are and what shows all
@@ -228,6 +228,18 @@ def _move(move: KeyMove, canvas: Canvas) -> Text:
     return _line(source, Text(f" {canvas.glyphs.arrow} ", "dim"), _foreign(move.target or "", "green"))
 
 
+def _not_dense(inspection: Inspection, canvas: Canvas) -> Lines:
+    for tensor in inspection.not_dense[:_MAX_SHOWN]:
+        name = _foreign(tensor.key or tensor.source_key, "bold")
+        what = " ".join(filter(None, (tensor.kind, tensor.detail, tensor.dtype)))
+        facts = [
+            f"{fact.replace('_', ' ')} {value_phrase(value)}" for fact, value in tensor.facts.items() if value != []
+        ]
+        sizes = (shape_text(tensor.shape), size_text(tensor.nbytes))
+        yield _joined([name, _foreign(what, "yellow"), *sizes, *map(_foreign, facts)], canvas)
+    yield from _more(len(inspection.not_dense) - _MAX_SHOWN, "--json")
+
+
 def _ties(inspection: Inspection, canvas: Canvas) -> Lines:
     for names in inspection.ties[:_MAX_SHOWN]:
         yield _foreign(" = ".join(names))
@@ -359,6 +371,7 @@ _SECTIONS: Mapping[str, Callable[[Inspection, Canvas], Lines]] = {
     "Shards": _shards,
     "On disk": _disk,
     "Keys": _keys,
+    "Not dense": _not_dense,
     "Ties": _ties,
     "Network": _network,
     "Training": _training,

@@ -9,10 +9,11 @@ from typing import BinaryIO
 from ckptool.model.plans import CopyPlan, Payload
 from ckptool.model.sources import Progress
 from ckptool.writers.safetensors import count_safetensors_bytes, write_safetensors
+from ckptool.writers.shards import StagedFolder, encode_index, staging_folder
 from ckptool.writers.staging import StagedFile, staging
 from ckptool.writers.torch_zip import count_torch_bytes, write_torch
 
-__all__ = ["WRITERS", "StagedFile", "Writer", "staging"]
+__all__ = ["WRITERS", "StagedFile", "StagedFolder", "Writer", "encode_index", "staging", "staging_folder"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long for this file system; choose a shorter one",
     errno.ELOOP: "its symbolic links lead in a circle; correct the path",
     errno.EEXIST: "exists already; add --force to replace it",
+    errno.ENOTEMPTY: "exists already; add --force to replace what is in it",
     errno.EISDIR: "is a folder; name a file in it",
 }
 
@@ -56,8 +57,8 @@ class StagedFile:
         if self._replace:
             self.path.replace(self._destination)
         else:
-            _move_to_new_name(self.path, self._destination)
-        _sync_folder(self._destination.parent)
+            move_to_new_name(self.path, self._destination)
+        sync_folder(self._destination.parent)
 
 
 @contextmanager
@@ -71,22 +72,25 @@ def staging(target: str | Path, *, force: bool = False, nbytes: int = 0) -> Iter
     :raises OutputRefused: the target exists (without ``force``), is no regular file, cannot be created, does not fit
         on the disk, or the disk refuses while it is written.
     """
-    with _refusals_of(target):
+    with refusals_of(target):
         destination, mode = _find_destination(target, force)
-        _require_space(target, destination.parent, nbytes)
+        require_space(target, destination.parent, nbytes)
         # Not made from the target's name: that may already be as long as the file system allows.
         path = destination.parent / f".ckptool-{secrets.token_hex(8)}.tmp"
         try:
             # Inside: a signal may come between the moment the file exists and the moment it has a name here.
-            with _create(path, mode) as file:
+            with create_hidden(path, mode) as file:
                 yield StagedFile(file, path, destination, force)
         finally:
-            with suppress(OSError):
-                path.unlink()
+            try:
+                _remove(path)
+            finally:
+                _remove(path)  # a signal may have come before the first attempt
 
 
 @contextmanager
-def _refusals_of(target: str | Path) -> Iterator[None]:
+def refusals_of(target: str | Path) -> Iterator[None]:
+    """Take every ``OSError`` inside for one of the target, and say what would settle it."""
     try:
         yield
     except OSError as error:
@@ -115,7 +119,8 @@ def _find_destination(target: str | Path, force: bool) -> tuple[Path, int | None
     return destination, stat.S_IMODE(mode) & 0o777
 
 
-def _require_space(target: str | Path, folder: Path, nbytes: int) -> None:
+def require_space(target: str | Path, folder: Path, nbytes: int) -> None:
+    """Refuse to begin where the disk has no room for ``nbytes``."""
     space = os.statvfs(folder)
     free = space.f_bavail * space.f_frsize
     # Some network and FUSE file systems report no size at all.
@@ -125,7 +130,8 @@ def _require_space(target: str | Path, folder: Path, nbytes: int) -> None:
         )
 
 
-def _create(path: Path, mode: int | None) -> BinaryIO:
+def create_hidden(path: Path, mode: int | None) -> BinaryIO:
+    """Create a file that is not there yet, with the permissions ``mode``, or those that the umask allows."""
     # Mode 0666 lets the kernel apply the umask, which cannot be read without changing it for all threads.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     handle = os.open(path, flags, 0o666 if mode is None else 0o600)
@@ -134,7 +140,12 @@ def _create(path: Path, mode: int | None) -> BinaryIO:
     return os.fdopen(handle, "wb", buffering=_BUFFER_BYTES)
 
 
-def _move_to_new_name(path: Path, destination: Path) -> None:
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def move_to_new_name(path: Path, destination: Path) -> None:
     """Publish under a name that must be free: of two writers that race for it, one fails."""
     try:
         destination.hardlink_to(path)
@@ -154,7 +165,8 @@ def _claim_and_replace(path: Path, destination: Path) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
     # The file is published by now; a folder that cannot be opened or synced (no read permission, some network
     # file systems) leaves nothing to refuse.
     with suppress(OSError):

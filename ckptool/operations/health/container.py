@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ckptool.errors import PlanRefused
+from ckptool.formats.shards import INDEX_CONTRADICTIONS
 from ckptool.layouts.segments import quoted
 from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.inspection import KeySummary
@@ -19,8 +20,6 @@ from ckptool.operations.opening import OpenedCheckpoint
 
 _MAX_LISTED = 3
 
-# What the index of a checkpoint in shards says otherwise than its files.
-_CONTRADICTIONS = frozenset({"misplaced-tensor", "total-size", "unindexed-tensor", "unlisted-shard"})
 # Oddities of a container on which readers stumble, and those that carry more than tensors.
 _ODD_CONTAINER = frozenset(
     {"compressed", "no-index", "no-version", "symlink-record", "trailing-bytes", "unlisted-bytes"}
@@ -37,7 +36,7 @@ def check_integrity(checkpoint: Checkpoint, survey: Survey) -> Check:
     if survey.valueless:
         message = f"the file holds no values for {quoted(survey.valueless)}, saved while on the meta device"
         return Check("integrity", "fail", message, evidence, "save the model after its weights are read")
-    wrong = [finding.text for finding in checkpoint.findings if finding.code in _CONTRADICTIONS]
+    wrong = [finding.text for finding in checkpoint.findings if finding.code in INDEX_CONTRADICTIONS]
     if wrong:
         return Check("integrity", "fail", "; ".join(wrong), evidence, "get index and shards again, from one place")
     part = [finding.text for finding in checkpoint.findings if finding.code == "one-shard"]
