@@ -199,6 +199,14 @@ def test_a_name_may_tell_its_direction(direction: str | None, metrics: str) -> N
     assert {metric: better_direction(metric) for metric in metrics.split()} == dict.fromkeys(metrics.split(), direction)
 
 
+@pytest.mark.parametrize(("goal", "expected"), [("top1", "b.pth.tar"), ("loss", "a.pth.tar")])
+def test_timm_s_settings_tell_what_its_metric_is(goal: str, expected: str, run: Run, tmp_path: Path) -> None:
+    for name, score in (("a", 0.25), ("b", 0.5)):
+        args = argparse.Namespace(eval_metric=goal)
+        save(tmp_path / f"{name}.pth.tar", epoch=1, arch="resnet18", version=2, args=args, metric=score)
+    assert best(run, tmp_path) == expected
+
+
 # What is open is refused, with what settles it.
 
 
@@ -403,6 +411,12 @@ def test_hostile_names_and_metrics_stay_one_record(run: Run, tmp_path: Path) -> 
         assert "\x1b[5m" not in ran.out
         assert "\x1b[2J" not in ran.out
     assert run("inspect", tmp_path).out.count("\nmetric\t") == 1
+
+
+def test_a_file_full_of_metrics_is_shown_at_once(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "a.pt", **{f"val_loss_{index}": 0.5 for index in range(20_000)})
+    assert len(run("inspect", tmp_path, "--color", "always").out) < 4000
+    assert run("inspect", tmp_path).out.count("\nmetric\t") == 20_000
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

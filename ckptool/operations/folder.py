@@ -14,6 +14,7 @@ from ckptool.formats.bystanders import name_bystander
 from ckptool.formats.shards import is_sharded_folder
 from ckptool.layouts import read_training, select
 from ckptool.layouts.file_names import read_name
+from ckptool.layouts.goals import read_goal
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.folder import FileRow
 from ckptool.model.inspection import Verdict
@@ -177,9 +178,9 @@ def describe_row(checkpoint: Checkpoint, path: Path) -> FileRow:
     :raises UnreadableCheckpoint: a pickled module in it nests without end.
     """
     selection = select(checkpoint)
-    sources = [read_training(checkpoint, selection), read_name(path.name)]
-    if is_folder(path):
-        sources.insert(1, read_trainer_state(path))
+    said = read_training(checkpoint, selection)
+    beside = read_trainer_state(path) if is_folder(path) else Training()
+    sources = (said, read_goal(said), beside, read_name(path.name))
     return FileRow(
         path=str(path),
         nbytes=checkpoint.file_bytes,

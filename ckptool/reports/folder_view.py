@@ -20,6 +20,7 @@ from ckptool.reports.text import plural, safe_text, shorten, size_text
 
 _LONGEST = 160  # characters of one name or reason
 _LONGEST_VALUE = 24
+_MAX_METRICS = 12
 _MARK_WIDTH = 3
 _NARROWEST_NAME = 16
 _WIDEST_SHARE = 0.7  # of a line, for a name beside cells
@@ -86,38 +87,48 @@ def _kinds(rows: Sequence[FileRow]) -> list[str]:
 
 def _body(rows: Sequence[FileRow], ranking: Ranking, folder: Path | None, canvas: Canvas) -> Iterator[str]:
     names = [_name(row, folder) for row in rows]
-    # A name that leaves no room for anything gets a line of its own, and need not be thought of.
-    fitting = [width for width in map(cell_len, ("file", *names)) if width <= _WIDEST_SHARE * canvas.width]
-    columns, left_out = _fitting(_columns(rows, ranking), canvas.width - _MARK_WIDTH, max(fitting))
-    room = max(canvas.width - _MARK_WIDTH - sum(column.width + _GAP for column in columns), _NARROWEST_NAME)
-    width = max((cell_len(name) for name in (*names, "file") if cell_len(name) <= room), default=room)
-    yield " " * _MARK_WIDTH + canvas.paint(
-        _padded("file", width) + _tail([column.title for column in columns], columns), "bold"
-    )
+    columns = _columns(rows, ranking)
+    kept = _fitting(columns, names, canvas.width)
+    room = max(canvas.width - _MARK_WIDTH - sum(column.width + _GAP for column in kept), _NARROWEST_NAME)
+    width = max([cell_len(name) for name in ("file", *names) if cell_len(name) <= room])
+    titles = _padded("file", width) + _tail([column.title for column in kept], kept)
+    yield canvas.paint(" " * _MARK_WIDTH + titles, "bold")
     for index, (row, name) in enumerate(zip(rows, names, strict=True)):
-        tail = _tail([column.cells[index] for column in columns], columns)
+        tail = _tail([column.cells[index] for column in kept], kept)
         style = "bold green" if row is ranking.best else "" if index < ranking.ranked else "dim"
         mark = f"{canvas.glyphs.arrow if row is ranking.best else '':{_MARK_WIDTH}}"
-        if cell_len(name) > width:
-            yield canvas.paint(mark + name, style)
-            mark, name = " " * _MARK_WIDTH, ""
-        yield canvas.paint((mark + _padded(name, width) + tail).rstrip(), style)
-    if left_out:
-        text = f"no room for {', '.join(left_out)}: see --json"
-        yield from (canvas.paint(part, "dim") for part in textwrap.wrap(text, canvas.width))
+        yield from (canvas.paint(line, style) for line in _row_lines(mark, name, tail, width))
+    yield from (canvas.paint(line, "dim") for line in _left_out(columns, kept, rows, canvas))
 
 
-def _fitting(columns: Sequence[_Column], room: int, name_width: int) -> tuple[list[_Column], list[str]]:
-    """Leave out the columns worth least until the names have room."""
+def _row_lines(mark: str, name: str, tail: str, width: int) -> Iterator[str]:
+    """Give a name that is too wide a line of its own."""
+    if cell_len(name) > width:
+        yield mark + name
+        mark, name = " " * _MARK_WIDTH, ""
+    yield (mark + _padded(name, width) + tail).rstrip()
+
+
+def _left_out(
+    columns: Sequence[_Column], kept: Sequence[_Column], rows: Sequence[FileRow], canvas: Canvas
+) -> list[str]:
+    titles = [column.title for column in columns if column not in kept]
+    further = len({name for row in rows for name in row.metrics}) - _MAX_METRICS
+    if further > 0:
+        titles.append(f"{further:,} metrics more")
+    return textwrap.wrap(f"no room for {', '.join(titles)}: see --json", canvas.width) if titles else []
+
+
+def _fitting(columns: Sequence[_Column], names: Sequence[str], width: int) -> list[_Column]:
+    """Leave out the columns worth least until the names have room; a name wider than most need not be thought of."""
+    widest = max([cells for cells in map(cell_len, ("file", *names)) if cells <= _WIDEST_SHARE * width])
     kept = list(columns)
-    left_out: list[str] = []
-    while name_width + sum(column.width + _GAP for column in kept) > room:
-        least = min(kept, key=lambda column: column.worth, default=None)
-        if least is None or least.worth == _ALWAYS:
+    while _MARK_WIDTH + widest + sum(column.width + _GAP for column in kept) > width:
+        least = min(range(len(kept)), key=lambda index: kept[index].worth, default=None)
+        if least is None or kept[least].worth == _ALWAYS:
             break
-        kept.remove(least)
-        left_out.append(least.title)
-    return kept, [column.title for column in columns if column.title in left_out]
+        del kept[least]
+    return kept
 
 
 _ALWAYS = 9
@@ -132,7 +143,7 @@ def _columns(rows: Sequence[FileRow], ranking: Ranking) -> list[_Column]:
         _Column("epoch", _facts([row.epoch for row in rows]), 8),
         _Column("step", _facts([row.global_step for row in rows]), 7),
         *(_metric(name, rows, _ALWAYS) for name in ranked),
-        *(_metric(name, rows, 1 if name.startswith("best_") else 2) for name in others),
+        *(_metric(name, rows, 1 if name.startswith("best_") else 2) for name in others[: _MAX_METRICS - len(ranked)]),
         _Column("size", tuple([size_text(row.nbytes or 0) for row in rows]), 6),
         _Column("changed", tuple([_local_time(row.modified) for row in rows]), 5, "<"),
     ]
