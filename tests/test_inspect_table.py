@@ -256,6 +256,17 @@ def test_trainers_that_disagree_need_a_word(run: Run, tmp_path: Path) -> None:
     assert "--mode" in refusal(run, tmp_path, "--best")
 
 
+def test_two_callbacks_need_a_word(run: Run, tmp_path: Path) -> None:
+    states = {}
+    for monitor, mode in (("val_acc", "max"), ("val_loss", "min")):
+        score = {"monitor": monitor, "best_model_score": torch.tensor(0.5), "current_score": torch.tensor(0.5)}
+        states[CALLBACK.format(monitor=monitor, mode=mode)] = score
+    counts = {"epoch": 1, "global_step": 10, "pytorch-lightning_version": "2.6.6"}
+    save(tmp_path / "a.ckpt", **counts, callbacks=states)
+    assert "val_acc, val_loss" in refusal(run, tmp_path, "--best")
+    assert best(run, tmp_path, "--metric", "val_loss") == "a.ckpt"
+
+
 def test_no_metric_anywhere_says_what_would_help(run: Run, tmp_path: Path) -> None:
     save(tmp_path / "a.pt")
     save(tmp_path / "b.pt")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 
 from ckptool.layouts.directions import better_direction
@@ -13,6 +13,8 @@ from ckptool.model.training import Fact
 from ckptool.operations.folder import is_record
 
 _MAX_NAMED = 6
+# Where Lightning's ModelCheckpoint keeps the score of its metric.
+_CALLBACK_SCORES = (".current_score", ".best_model_score")
 _TRAINING_PREFIXES = ("train", "training")
 
 
@@ -46,13 +48,22 @@ def _metric(able: Sequence[FileRow], asked: str | None) -> Fact | str | None:
     names = list(dict.fromkeys(name for row in able for name in row.metrics))
     if asked is not None:
         return Fact(asked, "as asked") if asked in names else f"--metric {asked}: no file here has it; {_offer(names)}"
-    monitors = {row.monitor.value for row in able if row.monitor is not None and isinstance(row.monitor.value, str)}
+    monitors = {name for row in able for name in _monitors(row)}
     watched = [name for name in names if name in monitors]
     if len(watched) == 1:
         return Fact(watched[0], "monitored by the trainer")
     if watched:
-        return f"the files were chosen by different metrics ({_listed(watched)}); say which one counts with --metric"
+        return f"the trainer monitored several metrics ({_listed(watched)}); say which one counts with --metric"
     return _only_one([name for name in names if not is_record(name)])
+
+
+def _monitors(row: FileRow) -> Iterator[str]:
+    """Yield what the trainer monitored; of several callbacks, each kept the score that it chose by."""
+    if row.monitor is not None and isinstance(row.monitor.value, str):
+        yield row.monitor.value
+    for name, fact in row.metrics.items():
+        if fact.evidence.endswith(_CALLBACK_SCORES) and not is_record(name):
+            yield name
 
 
 def _only_one(names: Sequence[str]) -> Fact | str | None:
