@@ -13,6 +13,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
+from ckptool.errors import UnreadableCheckpoint
+from ckptool.formats import open_checkpoint
 from ckptool.formats.shards import is_sharded_folder
 from ckptool.loading import load_into, load_state_dict
 from tests.support.tensors import bits
@@ -360,3 +362,53 @@ def test_a_dangerous_shard_is_found_even_if_another_is_broken(run, tmp_path):
     second.write_bytes(second.read_bytes()[:100])
     checks = json.loads(run("verify", tmp_path, "--json").out)["checks"]
     assert {check["id"]: check["status"] for check in checks} == {"integrity": "fail", "safety": "fail"}
+
+
+def test_a_damaged_index_gives_the_same_tensors_or_a_refusal(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    save_file({"b": torch.zeros(3)}, tmp_path / "y.safetensors")
+    index = tmp_path / "i.json"
+    whole = b'{"metadata": {"total_size": 20}, "weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}'
+    places = ((at, bit) for at in range(len(whole)) for bit in range(8))
+    flipped = [whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :] for at, bit in places]
+    outcomes: set[object] = set()
+    for data in (whole, *(whole[:length] for length in range(len(whole))), *flipped):
+        index.write_bytes(data)
+        try:
+            with open_checkpoint(index) as checkpoint:
+                outcomes.add(tuple(key for key, _ in checkpoint.root.pairs))
+        except UnreadableCheckpoint as error:
+            outcomes.add(str(error).startswith(f"{index}: "))
+    assert outcomes == {("a", "b"), True}
+
+
+def test_the_index_of_another_framework_is_no_choice(run, tmp_path):
+    save_file(state(1), tmp_path / "model.safetensors")
+    for name in ("config.json", "tf_model.h5.index.json", "flax_model.msgpack.index.json"):
+        (tmp_path / name).write_text("{}")
+    assert json.loads(run("inspect", tmp_path, "--json").out)["notes"] == []
+
+
+def test_the_next_command_names_a_folder_beside_it(run, tmp_path, monkeypatch):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    save_torch_state_dict({f"module.{key}": value for key, value in state().items()}, folder, max_shard_size=600)
+    for where, named in ((folder, "."), (folder, INDEX), (folder / "..", "net"), (folder / "..", f"net/{INDEX}")):
+        monkeypatch.chdir(where)
+        command = json.loads(run("inspect", named, "--json").out)["next"].split()
+        assert run(*command[1:]).status == 0
+        assert_same(load_state_dict(tmp_path / "net-clean"), state())
+        shutil.rmtree(tmp_path / "net-clean")
+
+
+def test_a_checkpoint_in_shards_compares_and_verifies_like_a_file(run, sharded, tmp_path):
+    torch.save(state(), tmp_path / "whole.pt")
+    assert run("diff", sharded, tmp_path / "whole.pt").status == 0
+    assert run("verify", sharded, "--against", tmp_path / "whole.pt", "--checks", "agreement").status == 0
+    assert run("convert", tmp_path / "whole.pt", tmp_path / "like.pt", "--like", sharded).status == 0
+    digests = [json.loads(run("convert", path, tmp_path / "x.pt", "-f", "--digest", "--json").out)["digest"]
+               for path in (sharded, sharded / INDEX, tmp_path / "whole.pt")]  # fmt: skip
+    assert len(set(digests)) == 1
+    changed = {key: value + 1 for key, value in load_file(sharded / SECOND).items()}
+    save_file(changed, sharded / SECOND)
+    assert run("diff", sharded, tmp_path / "whole.pt").status == 1

@@ -164,7 +164,7 @@ def _tasks_into(folder: Path, paths: list[Path], kind: OutputKind | None, *, by_
     if by_suffix and kind is None:
         raise OutputRefused("--out-dir leaves the format open: say --to safetensors or --to pt")
     suffix = None if kind is None else _SUFFIXES[kind]
-    tasks = [_Task(path, folder / (path.name if suffix is None else _stem(path) + suffix), kind) for path in paths]
+    tasks = [_Task(path, folder / _output_name(path, suffix), kind) for path in paths]
     targets = [task.target for task in tasks]
     for task in tasks:
         if targets.count(task.target) > 1:
@@ -174,10 +174,12 @@ def _tasks_into(folder: Path, paths: list[Path], kind: OutputKind | None, *, by_
     return tasks
 
 
-def _stem(path: Path) -> str:
-    """Cut the suffix of a file off, and that of an index; the name of a folder has none."""
-    name = path.name.partition(".index.")[0] if path.suffix == ".json" else path.name
-    return name if path.is_dir() else Path(name).stem
+def _output_name(path: Path, suffix: str | None) -> str:
+    """Name the output as its input is called; the suffix of a file makes way for another one, a folder has none."""
+    if path.is_dir():
+        return path.resolve().name + (suffix or "")
+    name = path.name.partition(".index.")[0] if suffix and path.suffix == ".json" else path.name
+    return name if suffix is None else Path(name).stem + suffix
 
 
 def _make(folder: Path) -> None:

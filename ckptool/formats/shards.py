@@ -19,10 +19,9 @@ from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.model.checkpoint import Finding
 
-INDEX_NAME = re.compile(r"(?P<stem>.+)\.(?P<suffix>[^.]+)\.index(?:\.(?P<variant>[^.]+))?\.json", re.DOTALL)
-SHARD_NAME = re.compile(
-    r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<suffix>safetensors|bin|pth?|ckpt)", re.DOTALL
-)
+_SUFFIX = r"\.(?P<suffix>safetensors|bin|pth?|ckpt)"  # others are of other frameworks (tf_model.h5.index.json)
+INDEX_NAME = re.compile(rf"(?P<stem>.+){_SUFFIX}\.index(?:\.(?P<variant>[^.]+))?\.json", re.DOTALL)
+SHARD_NAME = re.compile(rf"(?P<stem>.+)-(?P<number>\d{{5}})-of-(?P<count>\d{{5}}){_SUFFIX}", re.DOTALL)
 _LARGEST_INDEX = 32 << 20  # 300,000 tensors; a checkpoint of 1,000 takes 100 kB
 _SINGLE = re.compile(
     r"(?P<stem>(?:(?:diffusion_)?pytorch_model|(?:adapter_)?model)(?:\.\w+)?)\.(?P<suffix>safetensors|bin)"

@@ -24,22 +24,22 @@ _OTHER_SUFFIXES = frozenset({".npz", ".npy", ".pt2", ".ptl", ".zip", ".gz", ".tg
 def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, safety: Safety) -> NextStep:
     """Pick the one command that brings a user further, written for a shell."""
     path = checkpoint.path
-    beside = _outside(path) if "inside" in checkpoint.facts else path
     if selection.chosen is None:
         return _choose(path, selection)
     if keys.refusal is not None:
         return NextStep(f"ckptool inspect --tree {_quoted(path)}", "see the groups of keys, then choose one")
     special = {key: value for key, value in selection.chosen.entries.items() if type(value) is not TensorSpec}
     if _is_refused(special, OpaquePolicy()):
-        return _settle(path, special)
+        return _settle(checkpoint, special)
+    whole = _whole(checkpoint)
     if not keys.already_clean:
-        stem = _stem(path)
-        suffix = path.name.removeprefix(stem) if path.suffix.lower() not in _OTHER_SUFFIXES else ".pt"
-        target = beside.with_name(f"{stem}-clean{suffix}")
+        stem = _stem(whole)
+        suffix = whole.name.removeprefix(stem) if whole.suffix.lower() not in _OTHER_SUFFIXES else ".pt"
+        target = whole.with_name(f"{stem}-clean{suffix}")
         return _run("strip-prefixes", path, target, "write the weights under clean names")
     if not checkpoint.is_safetensors:
         reason = "leave the pickle behind" if safety.verdict != "clean" else "write one small, safe file"
-        return _run("convert", path, beside.with_name(f"{_stem(path)}.safetensors"), reason)
+        return _run("convert", path, whole.with_name(f"{_stem(whole)}.safetensors"), reason)
     return NextStep(f"ckptool inspect --stats {_quoted(path)}", "read the values: is anything not finite or all zero?")
 
 
@@ -47,13 +47,27 @@ def _is_refused(entries: Mapping[str, Any], policy: OpaquePolicy) -> bool:
     return any(unwritable(key, value, policy) for key, value in entries.items())
 
 
-def _settle(path: PurePath, special: Mapping[str, Any]) -> NextStep:
+def _whole(checkpoint: Checkpoint) -> Path:
+    """Give the path that the name of an output is made of: outside an archive, of the folder where an index was named.
+
+    It has a name, also where the user's path is a mere dot.
+    """
+    path = checkpoint.path
+    if "inside" in checkpoint.facts:
+        return _outside(path).with_name(path.name)
+    if checkpoint.shards and path.name == checkpoint.facts["index"]:
+        path = path.parent
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def _settle(checkpoint: Checkpoint, special: Mapping[str, Any]) -> NextStep:
     """Make sparse and quantized tensors dense where that is all that is needed."""
+    path, whole = checkpoint.path, _whole(checkpoint)
     if _is_refused(special, OpaquePolicy(densify=True, dequantize=True)):
         return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see which tensors are no plain arrays")
     kinds = {value.kind for value in special.values() if isinstance(value, OpaqueTensor)}
     options = " ".join(option for kind, option in OPTIONS.items() if kind in kinds)
-    target = path.with_name(f"{_stem(path)}-dense.safetensors")
+    target = whole.with_name(f"{_stem(whole)}-dense.safetensors")
     return _run(f"convert {options}", path, target, "write them as dense tensors")
 
 

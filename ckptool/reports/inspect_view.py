@@ -91,7 +91,7 @@ def refused_view(path: str, safety: Safety, canvas: Canvas) -> str:
 def _head(inspection: Inspection, canvas: Canvas) -> Panel:
     producer = " ".join(filter(None, (inspection.producer.name, inspection.producer.version)))
     container = _container(inspection)
-    names = [producer, container] if producer and producer != container else [container]
+    names = [container] if container.startswith(producer) else [producer, container]
     lines = [_joined([*(_foreign(name, "bold") for name in names), size_text(inspection.file_bytes)], canvas)]
     if inspection.selected is not None:
         lines.append(_joined(_measure(inspection.selected), canvas))
