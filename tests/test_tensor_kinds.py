@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.crafted import archived, unzipped
+from support.tensors import bits, torch_bytes
 
-from tests.support.tensors import bits
+from ckptool.formats import open_checkpoint
+from ckptool.operations.describe import describe
+from ckptool.reports.canvas import Canvas
+from ckptool.reports.inspect_view import view
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -151,3 +160,326 @@ def test_it_becomes_dense_where_asked(name: str, suffix: str, tmp_path: Path, ru
     written = (load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True))["x"]
     assert (written.dtype, written.shape, bits(written)) == (meant.dtype, meant.shape, bits(meant.contiguous()))
     assert "dense\tx\t" in ran.out
+
+
+def test_both_options_and_a_cast_go_together(tmp_path: Path, run: Callable[..., Any]) -> None:
+    state = {"s": MATRIX.to_sparse_csr(), "q": made(QUANTIZED["per row"]), "n": made(NESTED["nested"])}
+    torch.save({"model": state, "epoch": 3}, tmp_path / "in.pt")
+    assert run("convert", tmp_path / "in.pt", tmp_path / "kept.pt", "--dtype", "float16", "--keep-rest").status == 0
+    kept = torch.load(tmp_path / "kept.pt", weights_only=True)
+    assert kept["epoch"] == 3
+    assert same_parts(kept["model"]["s"], state["s"].to(torch.float16))
+    assert same_parts(kept["model"]["q"], state["q"])
+    assert same_parts(kept["model"]["n"], state["n"].to(torch.float16))
+    options = ("--dtype", "bfloat16", "--densify", "--dequantize", "--exclude", "n", "--digest")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "dense.safetensors", *options)
+    assert ran.status == 0, ran.err
+    dense = load_file(tmp_path / "dense.safetensors")
+    assert torch.equal(dense["s"], MATRIX.to(torch.bfloat16))
+    assert torch.equal(dense["q"], state["q"].dequantize().to(torch.bfloat16))
+
+
+def test_a_digest_of_what_has_no_dense_form_is_refused(tmp_path: Path, run: Callable[..., Any]) -> None:
+    torch.save({"w": torch.ones(2), "x": MATRIX.to_sparse()}, tmp_path / "in.pt")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--digest")
+    assert (ran.status, "--densify" in ran.err, (tmp_path / "out.pt").exists()) == (2, True, False)
+
+
+def test_a_quantized_module_survives(tmp_path: Path, run: Callable[..., Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.Linear(4, 4)), dtype=torch.qint8)
+        expected = network(torch.ones(1, 4))
+        torch.save(torch.nn.DataParallel(network).state_dict(), tmp_path / "in.pt")
+        assert run("strip-prefixes", tmp_path / "in.pt", tmp_path / "out.pt").status == 0
+        network[0].set_weight_bias(torch.quantize_per_tensor(torch.zeros(4, 4), 1.0, 0, torch.qint8), torch.zeros(4))
+        assert not torch.equal(network(torch.ones(1, 4)), expected)
+        network.load_state_dict(torch.load(tmp_path / "out.pt", weights_only=True))
+        assert torch.equal(network(torch.ones(1, 4)), expected)
+
+
+# --- what is no tensor that anybody could write ---
+
+
+class Own(torch.Tensor):
+    """Stand for the tensor of a library."""
+
+
+def with_tensors() -> torch.nn.Parameter:
+    parameter = torch.nn.Parameter(torch.ones(4, 1).to(torch.uint8), requires_grad=False)
+    parameter.quant_state = {"absmax": torch.ones(2)}
+    return parameter
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "meta": (lambda: torch.empty(3, device="meta"), "holds no data"),
+    "jagged": (
+        lambda: torch.nested.nested_tensor([seeded(2, 3), seeded(4, 3)], layout=torch.jagged),
+        "a jagged nested tensor, which torch.load refuses",
+    ),
+    "subclass": (lambda: seeded(3).as_subclass(Own), "test_tensor_kinds.Own), which ckptool does not write"),
+    "a parameter with tensors": (with_tensors, "subclass (a tensor with tensors as attributes)"),
+    "records": (lambda: np.zeros(2, dtype=[("a", "f4")]), "a NumPy array of records, which no tensor can hold"),
+    "objects": (lambda: np.array([1, "a"], dtype=object), "a NumPy array of objects"),
+    "texts": (lambda: np.array(["a"]), "a NumPy array of texts"),
+    "dates": (lambda: np.array(["2020-01-01"], "M8[D]"), "a NumPy array of dates"),
+    "long floats": (lambda: np.zeros(2, np.longdouble), "a NumPy array of long floats"),
+    "a list of them": (lambda: [torch.empty(3, device="meta")], "holds no data"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_written_is_refused_by_name(
+    name: str, suffix: str, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    make, says = REFUSED[name]
+    path, out = tmp_path / "in.pt", tmp_path / f"out{suffix}"
+    torch.save({"a.w": torch.ones(2), "b.w": torch.ones(2), "a.x": made(make)}, path)
+    ran = run("convert", path, out, "--densify", "--dequantize")
+    assert (ran.status, '"a.x": ' in ran.err, says in ran.err, out.exists()) == (2, True, True, False), ran.err
+    assert run("convert", path, out, "--exclude", "a.x").status == 0
+    assert run("inspect", path, "--tensors", "--tree", "--stats").status == 0
+    assert run("diff", path, path).status == 0
+
+
+def test_a_tensor_of_torchao_is_refused_with_what_settles_it(tmp_path: Path, run: Callable[..., Any]) -> None:
+    kind = type("Int8Tensor", (Own,), {"__module__": "torchao.quantization"})
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("torchao", "torchao.quantization"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setattr(sys.modules["torchao.quantization"], "Int8Tensor", kind, raising=False)
+        torch.save({"x": seeded(2, 2).as_subclass(kind), "w": torch.ones(1)}, tmp_path / "in.pt")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.pt")
+    assert (ran.status, "save weight.dequantize()" in ran.err) == (2, True)
+
+
+# --- NumPy arrays beside tensors ---
+
+ARRAYS: dict[str, np.ndarray] = {
+    **{f"little {code}": np.arange(6).reshape(2, 3).astype(f"<{code}") for code in ("f4", "f8", "i2", "u8", "c16")},
+    **{f"big {code}": np.arange(6).reshape(2, 3).astype(f">{code}") for code in ("f2", "f4", "i8", "u4", "c8")},
+    "Fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "scalar array": np.array(3.5),
+    "empty": np.empty((0, 3)),
+    "flags": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("module", ["numpy._core", "numpy.core"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_arrays_become_the_tensors_that_they_mean(
+    suffix: str, module: str, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    arrays = {name: array for name, array in ARRAYS.items() if suffix == ".pt" or name != "little c16"}
+    members = unzipped(torch_bytes({"w": torch.ones(1), **arrays}))
+    (name,) = [name for name in members if name.endswith("data.pkl")]
+    members[name] = members[name].replace(b"numpy._core", module.encode())
+    (tmp_path / "in.pt").write_bytes(archived(members))
+    ran = run("convert", tmp_path / "in.pt", tmp_path / f"out{suffix}")
+    assert (ran.status, f"{len(arrays)} NumPy array(s) are written as tensors" in ran.err) == (0, True), ran.err
+    out = tmp_path / f"out{suffix}"
+    written = torch.load(out, weights_only=True) if suffix == ".pt" else load_file(out)
+    for name, array in arrays.items():
+        meant = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(array.shape))
+        assert (written[name].dtype, written[name].shape) == (meant.dtype, meant.shape)
+        assert bits(written[name]) == bits(meant)
+
+
+SCALARS = {
+    "f": np.float32(1.5),
+    "h": np.float16(0.1),
+    "i": np.int64(-3),
+    "b": np.bool_(True),
+    "c": np.complex64(1 + 2j),
+}
+
+
+def test_scalars_become_plain_numbers(tmp_path: Path, run: Callable[..., Any]) -> None:
+    torch.save({**{f"w{index}": torch.ones(1) for index in range(6)}, **SCALARS}, tmp_path / "in.pt", pickle_protocol=4)
+    assert run("strip-prefixes", tmp_path / "in.pt", tmp_path / "out.pt", "--keep-prefixes").status == 0
+    written = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert {name: written[name] for name in SCALARS} == {name: scalar.item() for name, scalar in SCALARS.items()}
+
+
+# --- files of big-endian machines ---
+
+
+def big_endian(state: dict[str, Any], sizes: list[int]) -> bytes:
+    """Write what a big-endian machine would have; ``sizes`` are those of the elements of each storage."""
+    members = unzipped(torch_bytes(state))
+    swapped = {}
+    for name, data in members.items():
+        size = sizes[int(name.rpartition("/")[2])] if "/data/" in name else 1
+        swapped[name] = b"".join(data[at : at + size][::-1] for at in range(0, len(data), size))
+    return archived(swapped | {name: b"big" for name in members if name.endswith("byteorder")})
+
+
+BIG = {
+    "COO": (SPARSE["COO"], [8, 4]),
+    "CSR": (SPARSE["CSR of 32-bit indices"], [4, 4, 4]),
+    "complex": (SPARSE["COO repeated complex64"], [8, 4]),
+    "bfloat16": (SPARSE["COO repeated bfloat16"], [8, 2]),
+    "qint32": (QUANTIZED["qint32"], [4]),
+    "per channel": (QUANTIZED["per column"], [1, 8, 8]),
+    "four bits": (QUANTIZED["four bits"], [1, 4, 4]),
+    "nested": (NESTED["nested"], [4, 8, 8, 8]),
+}
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_big_endian_files(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    make, sizes = BIG[name]
+    tensor = made(make)
+    path, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    path.write_bytes(big_endian({"x": tensor, "w": torch.ones(2)}, [*sizes, 4]))
+    assert same_parts(torch.load(path, weights_only=True)["x"], tensor)  # torch agrees on what the file means
+    assert run("strip-prefixes", path, out).status == 0
+    assert same_parts(torch.load(out, weights_only=True)["x"], tensor)
+    if name != "nested":
+        assert run("convert", path, tmp_path / "out.safetensors", "--densify", "--dequantize").status == 0
+        dense = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
+        assert bits(load_file(tmp_path / "out.safetensors")["x"]) == bits(dense.contiguous())
+
+
+# --- sparse tensors that contradict themselves ---
+
+
+def crafted_sparse(layout: str, *parts: Any) -> bytes:
+    """Write a sparse tensor as it is said to be, without torch's checks."""
+
+    class Sparse:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch._utils._rebuild_sparse_tensor, (getattr(torch, f"sparse_{layout}"), parts)
+
+    return torch_bytes({"w": torch.ones(2), "x": Sparse()})
+
+
+def longs(*values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+TWO, SIZE = torch.ones(2), torch.Size((3, 4))
+CONTRADICTORY: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "index too large": ("coo", (longs([0, 3], [0, 0]), TWO, SIZE, False)),
+    "index negative": ("coo", (longs([0, -1], [0, 0]), TWO, SIZE, False)),
+    "more values than indices": ("coo", (longs([0, 1], [0, 0]), torch.ones(3), SIZE, False)),
+    "more dimensions than sizes": ("coo", (longs([0, 1], [0, 0], [0, 0]), TWO, SIZE, False)),
+    "one dimension of indices": ("coo", (longs(0, 1), TWO, SIZE, False)),
+    "values of another shape": ("coo", (longs([0, 1]), torch.ones(2, 5), SIZE, False)),
+    "crow does not begin with 0": ("csr", (longs(1, 1, 1, 2), longs(0, 1), TWO, SIZE)),
+    "crow does not end with the count": ("csr", (longs(0, 1, 1, 1), longs(0, 1), TWO, SIZE)),
+    "crow falls": ("csr", (longs(0, 2, 1, 2), longs(0, 1), TWO, SIZE)),
+    "crow too short": ("csr", (longs(0, 2), longs(0, 1), TWO, SIZE)),
+    "column too large": ("csr", (longs(0, 1, 1, 2), longs(0, 4), TWO, SIZE)),
+    "row too large": ("csc", (longs(0, 1, 1, 1, 2), longs(0, 3), TWO, SIZE)),
+    "no matrix": ("csr", (longs(0, 2), longs(0, 1), TWO, torch.Size((4,)))),
+    "blocks that do not fit": ("bsr", (longs(0, 1), longs(0), torch.ones(1, 2, 2), SIZE)),
+    "blocks without size": ("bsr", (longs(0, 1), longs(0), torch.ones(1, 0, 2), SIZE)),
+    "scalars": ("csr", (torch.tensor(0), torch.tensor(0), torch.tensor(1.0), SIZE)),
+}
+
+
+@pytest.mark.parametrize("options", [(), ("--densify",)], ids=["kept", "dense"])
+@pytest.mark.parametrize("name", CONTRADICTORY)
+def test_contradictory_sparse_tensors_are_refused_as_torch_does(
+    name: str, options: tuple[str, ...], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    layout, parts = CONTRADICTORY[name]
+    path = tmp_path / "in.pt"
+    path.write_bytes(crafted_sparse(layout, *parts))
+    with pytest.raises(RuntimeError), torch.sparse.check_sparse_tensor_invariants():
+        torch.load(path, weights_only=True)
+    ran = run("convert", path, tmp_path / "out.pt", *options)
+    assert (ran.status, '"x"' in ran.err, "--exclude" in ran.err) == (2, True, True), ran.err
+    assert not (tmp_path / "out.pt").exists()
+    assert run("inspect", path).status == 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "parts"),
+    [
+        ("coo", (longs([1, 0, 1], [0, 0, 0]), torch.tensor([0.1, 0.2, 0.3]), SIZE, True)),
+        ("csr", (longs(0, 2, 2, 2), longs(3, 0), TWO, SIZE)),
+        ("bsc", (longs(0, 2, 2), longs(2, 0), torch.arange(4.0).view(2, 1, 2), SIZE)),
+    ],
+)
+def test_indices_need_not_be_sorted(
+    layout: str, parts: tuple[Any, ...], tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    path = tmp_path / "in.pt"
+    path.write_bytes(crafted_sparse(layout, *parts))
+    meant = torch.load(path, weights_only=True)["x"]
+    assert run("convert", path, tmp_path / "kept.pt").status == 0
+    assert same_parts(torch.load(tmp_path / "kept.pt", weights_only=True)["x"], meant)
+    assert run("convert", path, tmp_path / "dense.pt", "--densify").status == 0
+    assert bits(torch.load(tmp_path / "dense.pt", weights_only=True)["x"]) == bits(meant.to_dense())
+
+
+def test_a_compressed_tensor_with_a_place_named_twice_stays_what_it_is(tmp_path: Path, run: Callable[..., Any]) -> None:
+    path = tmp_path / "in.pt"
+    path.write_bytes(crafted_sparse("csr", longs(0, 2, 2, 2), longs(1, 1), TWO, SIZE))
+    assert run("convert", path, tmp_path / "kept.pt").status == 0
+    ran = run("convert", path, tmp_path / "dense.pt", "--densify")
+    assert (ran.status, "names a place twice" in ran.err) == (2, True)
+
+
+def test_a_huge_dense_size_is_refused(tmp_path: Path, run: Callable[..., Any]) -> None:
+    for size in (10**12, 2**62):
+        torch.save({"x": torch.sparse_coo_tensor([[0, 1]], [1.0, 2.0], (size,))}, tmp_path / "in.pt")
+        assert run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--force").status == 0
+        ran = run("convert", tmp_path / "in.pt", tmp_path / "dense.pt", "--densify")
+        assert (ran.status, (tmp_path / "dense.pt").exists()) == (2, False)
+        assert "--force" in ran.err or "too large" in ran.err
+
+
+@pytest.mark.parametrize("name", ["float8_e5m2", "uint16", "complex32"])
+def test_what_torch_cannot_densify_is_refused(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    values = torch.zeros(2, dtype=torch.uint8).view(torch.uint8).to(torch.float32).to(getattr(torch, name))
+    torch.save({"x": torch.sparse_coo_tensor([[0, 1]], values, (3,))}, tmp_path / "in.pt")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--densify")
+    assert (ran.status, f"sparse and {name}" in ran.err) == (2, True), ran.err
+
+
+# --- what inspect says ---
+
+SHOWN: dict[str, tuple[Callable[[], torch.Tensor], dict[str, Any]]] = {
+    "COO": (SPARSE["COO"], {"kind": "sparse", "detail": "COO", "stored": 4, "density": 0.25, "coalesced": True}),
+    "COO hybrid": (SPARSE["COO with dense dimensions"], {"stored": 2, "density": 0.5, "shape": [4, 3, 2]}),
+    "CSR": (SPARSE["CSR of 32-bit indices"], {"detail": "CSR", "stored": 4, "index_dtype": "int32", "bytes": 52}),
+    "BSR": (SPARSE["BSR of wide blocks"], {"detail": "BSR", "block": [2, 3], "stored": 4}),
+    "per tensor": (QUANTIZED["quint8"], {"detail": "per_tensor_affine", "dtype": "quint8", "scale": 0.1,
+                                         "zero_point": 3, "bytes": 12}),
+    "per channel": (QUANTIZED["per column"], {"detail": "per_channel_affine", "axis": 1, "channels": 5}),
+    "four bits": (QUANTIZED["four bits"], {"dtype": "quint4x2", "shape": [3, 5], "bytes": 9 + 12 + 12}),
+    "nested": (NESTED["nested"], {"kind": "nested", "detail": "strided", "tensors": 2, "shape": None}),
+    "jagged": (REFUSED["jagged"][0], {"kind": "nested", "tensors": 2, "dtype": "float32"}),
+    "meta": (REFUSED["meta"][0], {"kind": "meta", "shape": [3], "bytes": 0, "parts": []}),
+    "subclass": (REFUSED["subclass"][0], {"kind": "subclass", "bytes": 12}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_inspect_shows_what_it_holds(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    make, facts = SHOWN[name]
+    torch.save({"module.w": torch.ones(2), "module.x": made(make)}, tmp_path / "in.pt")
+    answer = json.loads(run("inspect", tmp_path / "in.pt", "--json").out)
+    (shown,) = answer["not_dense"]
+    assert (shown["key"], shown["source_key"]) == ("x", "module.x")
+    assert {field: shown[field] for field in facts} == facts
+    assert sum(part["bytes"] for part in shown["parts"]) == shown["bytes"]
+    (line,) = [line for line in run("inspect", tmp_path / "in.pt").out.splitlines() if line.startswith("not_dense\t")]
+    assert line.split("\t")[1:4] == ["x", "module.x", shown["kind"]]
+    with open_checkpoint(tmp_path / "in.pt") as checkpoint:
+        drawn = view(describe(checkpoint), Canvas(400, color=False))
+    (row,) = [row for row in drawn.splitlines() if row.startswith("Not dense")]
+    assert f"x · {shown['kind']} {shown['detail']}" in row
+
+
+def test_equal_ones_compare_equal_and_others_do_not(tmp_path: Path, run: Callable[..., Any]) -> None:
+    for name, make in (SPARSE | QUANTIZED | NESTED).items():
+        torch.save({"w": torch.ones(2), "x": made(make)}, tmp_path / "a.pt")
+        assert run("diff", tmp_path / "a.pt", tmp_path / "a.pt").status == 0, name
+    torch.save({"w": torch.ones(2), "x": MATRIX.to_sparse()}, tmp_path / "a.pt")
+    torch.save({"w": torch.ones(2), "x": (MATRIX * 2).to_sparse()}, tmp_path / "b.pt")
+    assert run("diff", tmp_path / "a.pt", tmp_path / "b.pt").status != 0

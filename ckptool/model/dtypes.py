@@ -72,6 +72,9 @@ _TABLE = (
     DType("quint2x4", 1, "quantized", "QUInt2x4Storage"),
 )
 
+# Quantized elements of less than a byte lie several to a byte; torch counts elements in shapes and offsets.
+PER_BYTE = {"quint4x2": 2, "quint2x4": 4}
+
 BY_NAME = {dtype.name: dtype for dtype in _TABLE}
 BY_STORAGE = {dtype.storage: dtype for dtype in _TABLE if dtype.storage is not None}
 BY_SAFETENSORS = {dtype.safetensors: dtype for dtype in _TABLE if dtype.safetensors is not None}

@@ -318,6 +318,9 @@ def _ties(tensors: Mapping[str, PlannedTensor], aliases: Mapping[str, str]) -> t
 
 
 def _notes(specs: Mapping[str, TensorSpec], plan: CopyPlan) -> Iterable[Note]:
+    arrays = sum([spec.is_numpy for spec in specs.values()])
+    if 0 < arrays < len(specs):  # where all are arrays, nobody expects tensors
+        yield Note("numpy-arrays", f"{arrays} NumPy array(s) are written as tensors")
     if plan.aliases:
         yield Note(
             "ties-aliased",

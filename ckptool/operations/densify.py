@@ -48,13 +48,20 @@ def densify(tensor: OpaqueTensor, key: str) -> TensorSpec:
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > _LARGEST_BYTES:
         raise UnsupportedTensor(f'tensor "{key}" is too large to be dense; leave it out with --exclude')
-    check_sparse(tensor, key)
+    _refuse_repeated(tensor, key)
     source = DensifiedSource(tensor, key, dtype, nbytes)
     return TensorSpec(dtype, shape, row_major(shape), 0, Storage("densified", source, nbytes))
 
 
+def _refuse_repeated(tensor: OpaqueTensor, key: str) -> None:
+    """Only COO tensors may name a place twice: it then holds the sum."""
+    places = _read_runs(tensor, key).places
+    if tensor.detail != "COO" and len(np.unique(places)) < len(places):
+        raise _bad(tensor.detail, key, "names a place twice")
+
+
 def check_sparse(tensor: OpaqueTensor, key: str) -> None:
-    """Read the indices of a sparse tensor and hold them to torch's rules.
+    """Read the indices of a sparse tensor and hold them to its shape; they need not be sorted.
 
     :raises UnreadableCheckpoint: its parts do not fit each other, or an index lies outside its shape.
     """
@@ -162,7 +169,7 @@ def _read_runs(tensor: OpaqueTensor, key: str) -> _Runs:
     runs = read(_Sparse(key, tensor.detail, shape, parts))
     # Where the dense tensor is empty, there is no place; what is stored is then empty, too.
     if len(runs.places) * runs.length != parts["values"].numel:
-        raise _Sparse(key, tensor.detail, shape, parts).bad("holds another number of values than of indices")
+        raise _bad(tensor.detail, key, "holds another number of values than of indices")
     return runs
 
 
@@ -185,11 +192,15 @@ class _Sparse:
         return codes.reshape(spec.shape).astype(np.int64)
 
     def bad(self, what: str) -> UnreadableCheckpoint:
-        """Refuse it as torch does."""
-        return UnreadableCheckpoint(
-            f'tensor "{self.key}" is sparse ({self.layout}) and {what}: torch refuses it, too; get the file again or '
-            "leave it out with --exclude"
-        )
+        """Say what contradicts what."""
+        return _bad(self.layout, self.key, what)
+
+
+def _bad(layout: str, key: str, what: str) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(
+        f'tensor "{key}" is sparse ({layout}) and {what}, against the rules of its layout; get the file again or leave '
+        "it out with --exclude"
+    )
 
 
 def _coo_runs(sparse: _Sparse) -> _Runs:
@@ -204,8 +215,6 @@ def _coo_runs(sparse: _Sparse) -> _Runs:
     for index, size in zip(indices, rows, strict=True):
         _check_range(sparse, index, size)
     places = _places(indices, rows)
-    if sparse.parts.get("is_coalesced") is True and np.any(places[1:] <= places[:-1]):
-        raise sparse.bad("says that its indices are sorted and distinct, which they are not")
     return _Runs(max(math.prod(dense), 1), places if math.prod(dense) else places[:0])
 
 
@@ -257,9 +266,6 @@ def _expand(sparse: _Sparse, bounds: Array, others: Array, crossing: int) -> Arr
     _check_range(sparse, others, crossing)
     lines = np.tile(np.arange(counts.shape[1]), len(counts))
     line: Array = np.repeat(lines, counts.reshape(-1))
-    same_line = (line[1:] == line[:-1]) & (np.arange(1, len(line)) % max(stored, 1) != 0)
-    if np.any(same_line & (others.reshape(-1)[1:] <= others.reshape(-1)[:-1])):
-        raise sparse.bad("has indices that are not sorted and distinct")
     return line
 
 

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptool.errors import UnsupportedTensor
-from ckptool.model.dtypes import BY_NAME
+from ckptool.model.dtypes import BY_NAME, PER_BYTE
 from ckptool.model.plans import Payload
 from ckptool.model.values import OpaqueTensor, Storage, TensorSpec, row_major
 from ckptool.operations.computed import recut
-from ckptool.operations.quantized import PER_BYTE, payload_of_codes
 from ckptool.operations.transforms import payload_of
 
 Array = NDArray[Any]
@@ -36,7 +35,7 @@ def dequantize(tensor: OpaqueTensor, key: str) -> TensorSpec:
     """
     parts = dict(tensor.parts)
     data: TensorSpec = parts["data"]
-    source = DequantizedSource(payload_of_codes(data, key), data.dtype.name, data.shape, _formula(tensor, key))
+    source = DequantizedSource(payload_of(data, key=key), data.dtype.name, data.shape, _formula(tensor, key))
     return TensorSpec(_FLOAT, data.shape, row_major(data.shape), 0, Storage("dequantized", source, source.nbytes))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ckptool.errors import UnsupportedTensor
 from ckptool.layouts.segments import quoted
 from ckptool.model.plans import StateDict
-from ckptool.model.values import OpaqueTensor, TensorSpec, walk
+from ckptool.model.values import OpaqueTensor, Stub, TensorSpec, walk
 from ckptool.operations.opaque import OpaquePolicy
 
 _MAX_OPTIONS = 6  # longer lists of --exclude help nobody
@@ -33,7 +33,11 @@ def refuse_unwritable(path: Path, state_dict: StateDict, kept: Mapping[str, str]
 
 def unwritable(key: str, value: Any, policy: OpaquePolicy) -> str:
     """Say why an entry cannot be written; empty where it can, or where it is nothing but an extra state."""
-    tensors = [node for _, node in walk(value) if isinstance(node, TensorSpec | OpaqueTensor)]
+    nodes = [node for _, node in walk(value)]
+    array = next((node for node in nodes if isinstance(node, Stub) and node.ref.full_name == "numpy.ndarray"), None)
+    if array is not None:
+        return f"a NumPy array of {_elements(array)}, which no tensor can hold"
+    tensors = [node for node in nodes if isinstance(node, TensorSpec | OpaqueTensor)]
     reasons = (policy.refusal(node) for node in tensors if isinstance(node, OpaqueTensor))
     reason = next(filter(None, reasons), "")
     if reason or isinstance(value, OpaqueTensor):
@@ -41,6 +45,19 @@ def unwritable(key: str, value: Any, policy: OpaquePolicy) -> str:
     if policy.kind == "safetensors" and not key.endswith("_extra_state") and tensors:
         return "holds tensors inside, which a safetensors file cannot, but a .pt file can"
     return ""
+
+
+_ELEMENTS = {
+    "O": "objects", "V": "records", "U": "texts", "S": "texts", "M": "dates", "m": "durations", "f": "long floats",
+    "c": "long complex numbers",
+}  # fmt: skip
+
+
+def _elements(array: Stub) -> str:
+    """Say what the elements of an array are that is no array of plain numbers; its type is the second argument."""
+    dtype = array.args[1] if len(array.args) > 1 else None
+    code = dtype.args[0] if isinstance(dtype, Stub) and dtype.args else ""
+    return _ELEMENTS.get(str(code).lstrip("<>=|")[:1], "unknown elements")
 
 
 def _remedy(names: list[str]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from ckptool.errors import UnsupportedTensor
 from ckptool.model.conversion import MadeDense, OutputKind
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import Payload, PlannedOpaque, PlannedTensor
+from ckptool.model.plans import PlannedOpaque, PlannedTensor
 from ckptool.model.values import OpaqueTensor, TensorSpec
-from ckptool.operations.quantized import payload_of_codes
+from ckptool.operations.transforms import payload_of
 
 PlaceTensor = Callable[[TensorSpec, str, "DType | None"], PlannedTensor]
 
@@ -26,6 +26,8 @@ _REASONS = {
     "packed": "of a type that torch does not have",
     "jagged": "a jagged nested tensor, which torch.load refuses unless torch.nested and torch._dynamo are imported",
 }
+# What settles it for the tensors of a library.
+_ADVICE = {"torchao.": "save weight.dequantize() instead, or keep the file as it is, for torchao to load"}
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class OpaquePolicy:
         what = f"{tensor.kind} ({tensor.detail})"
         if tensor.kind not in _WRITTEN or is_jagged(tensor):
             reason = _REASONS.get("jagged" if is_jagged(tensor) else tensor.kind)
-            return reason or f"{what}, which ckptool does not write"
+            return reason or f"{what}, which ckptool does not write{_advice(tensor.detail)}"
         if self.kind == "torch":
             return ""
         option = OPTIONS.get(tensor.kind)
@@ -90,6 +92,10 @@ class OpaquePolicy:
         return (self.densify and tensor.kind == "sparse") or (self.dequantize and tensor.kind == "quantized")
 
 
+def _advice(name: str) -> str:
+    return next((f"; {text}" for library, text in _ADVICE.items() if name.startswith(library)), "")
+
+
 def is_jagged(tensor: OpaqueTensor) -> bool:
     """Tell a nested tensor of one ragged dimension from the older kind of four parts."""
     return tensor.kind == "nested" and tensor.detail != "strided"
@@ -117,6 +123,5 @@ def _plan_part(part: Any, key: str, place: PlaceTensor, cast: DType | None) -> A
     if not isinstance(part, TensorSpec):
         return part
     if part.dtype.kind == "quantized":
-        payload: Payload = payload_of_codes(part, key)
-        return PlannedTensor(part.dtype, part.shape, payload)
+        return PlannedTensor(part.dtype, part.shape, payload_of(part, key=key))
     return place(part, key, cast if key.endswith(".values") else None)

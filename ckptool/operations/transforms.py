@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from ckptool.errors import UnsupportedTensor
-from ckptool.model.dtypes import DType
+from ckptool.model.dtypes import PER_BYTE, DType
 from ckptool.model.plans import Extent, Payload
 from ckptool.model.sources import ByteSource
 from ckptool.model.values import TensorSpec
@@ -24,15 +26,37 @@ _NEGATED = frozenset(
 def payload_of(spec: TensorSpec, *, key: str, cast: DType | None = None, tally: CastTally | None = None) -> Payload:
     """Give the row-major little-endian bytes of a view, cast where asked and where it is a floating tensor.
 
+    Quantized codes of less than a byte stay packed: their payload counts bytes, not elements.
+
     ``key`` names the tensor in messages; ``tally`` counts what the cast loses each time the whole is streamed.
 
     :raises UnsupportedTensor: it expands far beyond its storage, or carries a bit or a cast that torch has not.
     """
     _refuse_expansion(spec, key)
     _refuse_bits(spec, key)
+    if spec.dtype.name in PER_BYTE:
+        return _packed(spec, key)
     target = _target(spec, key, cast)
     extents = (_extent(spec, target, tally),) if spec.numel else ()
     return Payload(target, spec.numel, extents)
+
+
+def _packed(spec: TensorSpec, key: str) -> Payload:
+    """Give packed codes as they lie, counted in bytes.
+
+    torch reads them in a row, but allocates whole bytes for each row of the last dimension.
+    """
+    per_byte = PER_BYTE[spec.dtype.name]
+    if not spec.is_contiguous or spec.offset % per_byte:
+        raise UnsupportedTensor(
+            f'tensor "{key}" is a view into packed {spec.dtype.name} values; save a copy of it, or leave it out with '
+            "--exclude"
+        )
+    start = spec.offset // per_byte
+    allocated = math.prod(spec.shape[:-1]) * -(-spec.shape[-1] // per_byte) if spec.shape else 1
+    nbytes = min(spec.storage.nbytes - start, allocated)
+    extents = (Extent(spec.storage.source, start, nbytes),) if nbytes else ()
+    return Payload(spec.dtype, nbytes, extents)
 
 
 def _extent(spec: TensorSpec, target: DType, tally: CastTally | None) -> Extent:

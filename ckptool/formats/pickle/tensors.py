@@ -6,12 +6,13 @@ Source: torch/_utils.py and torch/_tensor.py of torch 2.13 and their ancestors.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from ckptool.formats.pickle import limits
 from ckptool.formats.pickle.reading import Handler, Malformed, PickledStorage, Reading, StorageType
-from ckptool.model.dtypes import ALIASES, BY_NAME, BY_STORAGE, DType
-from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, Stub, TensorSpec
+from ckptool.model.dtypes import ALIASES, BY_NAME, BY_STORAGE, PER_BYTE, DType
+from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, Stub, TensorSpec, walk
 
 _BYTES = BY_NAME["uint8"]
 
@@ -29,9 +30,6 @@ def view_storage(found: PickledStorage) -> StorageView:
 
 _STORAGES = (PickledStorage, StorageView)
 _EXTENT = limits.EXTENT
-
-# Quantized elements of less than a byte lie several to a byte; offsets and sizes count elements.
-_PER_BYTE = {"quint4x2": 2, "quint2x4": 4}
 
 
 def _check_view(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -> int:
@@ -70,7 +68,7 @@ def _place(storage: PickledStorage, dtype: DType, offset: int, measures: tuple[i
     held, last = storage.numel, offset + span
     if dtype is not storage.dtype:
         held, last = held * (storage.dtype or _BYTES).itemsize, (last + 1) * dtype.itemsize - 1
-    if numel and last >= held * _PER_BYTE.get(dtype.name, 1):
+    if numel and last >= held * PER_BYTE.get(dtype.name, 1):
         raise Malformed("rebuilds a tensor that reaches beyond its storage")
     return offset if storage.offset == 0 else offset + _first_element(storage, dtype)
 
@@ -172,8 +170,7 @@ def _rebuild_parameter(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) 
 def _rebuild_parameter_with_state(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     data, requires_grad, hooks, state = _arguments(args, 4, 4)
     _check_hooks(reading, hooks)
-    _note_attributes(reading, state)
-    return as_parameter(data, requires_grad is True)
+    return _with_attributes(reading, as_parameter(data, requires_grad is True), state)
 
 
 def _make_parameter(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
@@ -191,12 +188,22 @@ def build_parameter(value: TensorSpec, state: Any) -> TensorSpec:
     return parameter
 
 
-def _note_attributes(reading: Reading, state: Any) -> None:
+def _with_attributes(reading: Reading, data: Any, state: Any) -> Any:
+    """Take the attributes of a plain tensor for decoration, but those with tensors in them for a part of it.
+
+    A packed weight of bitsandbytes is such a parameter: without its ``quant_state`` its bytes mean nothing.
+    """
     if state is None or (type(state) is DictNode and not state.pairs):
-        return
+        return data
+    nodes = islice(walk(state), _LOOKED_AT)
+    if type(data) is TensorSpec and any(isinstance(node, TensorSpec | OpaqueTensor) for _, node in nodes):
+        parts = (("data", data), *_attributes(reading, state))
+        return OpaqueTensor("subclass", "a tensor with tensors as attributes", data.dtype, data.shape, parts)
     reading.note("tensor-attributes", "a tensor carries Python attributes; they are dropped")
+    return data
 
 
+_LOOKED_AT = 256  # nodes of one tensor's attributes: a pickle may show them again and again
 _PLAIN = {("torch", "Tensor"): False, ("torch.nn.parameter", "Parameter"): True}
 _KINDS = {"DTensor": "dtensor", "ShardedTensor": "sharded", "NestedTensor": "nested"}
 
@@ -216,8 +223,8 @@ def _rebuild_from_type(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) 
 def _of_type(reading: Reading, kind: GlobalRef, data: Any, state: Any) -> Any:
     plain = _PLAIN.get((kind.module, kind.name))
     if plain is not None:
-        _note_attributes(reading, state)
-        return as_parameter(data, data.requires_grad) if plain and type(data) is TensorSpec else data
+        marked = as_parameter(data, data.requires_grad) if plain and type(data) is TensorSpec else data
+        return _with_attributes(reading, marked, state)
     parts = data.parts if type(data) is OpaqueTensor else (("data", data),)
     name = _KINDS.get(kind.name, "subclass")
     return OpaqueTensor(name, kind.full_name, data.dtype, data.shape, (*parts, *_attributes(reading, state)))
