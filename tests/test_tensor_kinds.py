@@ -240,7 +240,7 @@ def test_what_cannot_be_written_is_refused_by_name(
     assert (ran.status, '"a.x": ' in ran.err, says in ran.err, out.exists()) == (2, True, True, False), ran.err
     assert run("convert", path, out, "--exclude", "a.x").status == 0
     assert run("inspect", path, "--tensors", "--tree", "--stats").status == 0
-    assert run("diff", path, path).status == 0
+    assert run("diff", path, path).status == (2 if name == "meta" else 0)  # no values can be told apart
 
 
 def test_a_tensor_of_torchao_is_refused_with_what_settles_it(tmp_path: Path, run: Callable[..., Any]) -> None:
