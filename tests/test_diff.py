@@ -601,17 +601,40 @@ def test_foreign_names_are_escaped(tmp_path, run):
     assert "\\x1b[31mred\\u202e" in answer.out
 
 
-def test_threads_agree_and_stop(tmp_path, monkeypatch):
+@pytest.fixture
+def threads(monkeypatch):
+    """Let threads take as little at a time as they can, parts of a tensor included."""
     from ckptool.operations import tensor_pairs
 
-    state = {f"w{i}": torch.randn(300, 300, generator=torch.Generator().manual_seed(i)) for i in range(12)}
-    other = {name: tensor + 1e-3 for name, tensor in state.items()}
-    alone = compared(state, other, tmp_path)
-    monkeypatch.setattr(tensor_pairs, "_ALONE_BYTES", 0)
+    monkeypatch.setattr(tensor_pairs, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(tensor_pairs, "_PART_ELEMENTS", 1000)
     monkeypatch.setattr(tensor_pairs, "_cores", lambda: 4)
-    assert compared(state, other, tmp_path).values == alone.values
-    damaged_state = state | {"bad": torch.ones(64)}
-    paths = written(tmp_path, damaged_state, damaged_state)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_threads_count_as_one_does(suffix, tmp_path):
+    a, b = state_dicts(4)
+    large = {"half": a["float32.5"].contiguous(), "large": torch.randn(300_000), "equal": torch.randn(300_000)}
+    mixed = large | {"large": torch.cat([large["large"][:150_000], torch.randn(150_000)]), "half": large["half"].half()}
+    for ours, theirs in ((a, b), (large, mixed)):
+        kept = [name for name in ours if suffix == ".pt" or not name.startswith("complex")]
+        paths = [
+            save({name: state[name] for name in kept}, tmp_path / f"{i}{suffix}")
+            for i, state in enumerate((ours, theirs))
+        ]
+        found = compare_files(*paths)
+        assert set(found.by_key) == {name for name in kept if not same_bits(ours[name], theirs[name])}
+        for name, value in found.by_key.items():
+            for field, expected in reference(ours[name], theirs[name]).items():
+                assert agrees(getattr(value, field), expected), (name, field, getattr(value, field), expected)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [64, 100_000])
+def test_threads_meet_damage(count, tmp_path):
+    state = {f"w{i}": torch.randn(300) for i in range(12)} | {"bad": torch.ones(count)}
+    paths = written(tmp_path, state, state)
     damaged(paths[1])
     with pytest.raises(ChecksumMismatch, match=r"b\.pt"):
         compare_files(*paths)
@@ -627,11 +650,8 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
-def test_an_interrupt_ends_it(tmp_path, monkeypatch):
-    from ckptool.operations import tensor_pairs
-
-    monkeypatch.setattr(tensor_pairs, "_ALONE_BYTES", 0)
-    monkeypatch.setattr(tensor_pairs, "_cores", lambda: 4)
+@pytest.mark.usefixtures("threads")
+def test_an_interrupt_ends_it(tmp_path):
     paths = written(tmp_path, net(), net(1))
     with pytest.raises(KeyboardInterrupt):
         compare_files(*paths, progress=Interrupted())

@@ -69,6 +69,20 @@ class DifferenceTally:
             parts = parts[np.isfinite(parts)]
         self._add_products(parts, parts, np.zeros_like(parts))
 
+    def merge(self, other: DifferenceTally) -> None:
+        """Count what another tally has counted, of further elements of the same pair."""
+        self.elements += other.elements
+        self.changed += other.changed
+        self.beyond += other.beyond
+        self.broken += other.broken
+        self.largest = max(self.largest, other.largest)
+        self.total += other.total
+        self.largest_rel = max(self.largest_rel, other.largest_rel)
+        self.saw_nan |= other.saw_nan
+        self.saw_infinity |= other.saw_infinity
+        self._squares += other._squares
+        self._scaled += other._scaled
+
     def _widened(self, values: Array, row: int) -> Array:
         wide = self._room[row, : values.size]
         np.copyto(wide, values)

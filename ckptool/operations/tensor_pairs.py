@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.model.comparison import KindChange, Outcome, ValueChange
 from ckptool.model.dtypes import DType
@@ -21,8 +21,14 @@ from ckptool.operations.pairing import Tensor, kind_text
 from ckptool.operations.runs import element_runs, same_bytes
 from ckptool.operations.transforms import payload_of
 
+if TYPE_CHECKING:
+    from ckptool.operations.differences import DifferenceTally
+
+_PART_ELEMENTS = 1 << 22  # of a tensor that is too large for one thread
 _MAX_THREADS = 8  # each holds a few MB
-_ALONE_BYTES = 8 << 20  # what takes less time than starting threads
+_BATCH_BYTES = (
+    8 << 20
+)  # what one thread takes at a time: many small tensors would only make threads wait for each other
 
 
 class Pair(NamedTuple):
@@ -70,6 +76,19 @@ def _under(key: str, finding: Finding) -> Finding:
     return finding if finding is None else finding._replace(key=key)
 
 
+def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    batch: list[Pair] = []
+    nbytes = 0
+    for pair in pairs:
+        batch.append(pair)
+        nbytes += pair.a.nbytes
+        if nbytes >= _BATCH_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -104,16 +123,42 @@ class _Work:
     progress: _Shared
 
     def compare_all(self, pairs: Sequence[Pair]) -> list[Finding]:
-        threads = min(_cores(), _MAX_THREADS, len(pairs))
-        if threads < 2 or sum(pair.a.nbytes for pair in pairs) < _ALONE_BYTES:
-            return [self.compare(pair) for pair in pairs]
+        total = sum(pair.a.nbytes for pair in pairs)
+        threads = min(_cores(), _MAX_THREADS, total // max(_BATCH_BYTES, 1))
+        if threads < 2:
+            return self._compare_batch(pairs)
         with ThreadPoolExecutor(threads) as pool:
             try:
-                return list(pool.map(self.compare, pairs))
+                return self._compare_with(pool, pairs, total // (2 * threads))
             except BaseException:
                 self.progress.stopped = True
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+
+    def _compare_with(self, pool: Executor, pairs: Sequence[Pair], share: int) -> list[Finding]:
+        """Let the threads take whole tensors, and parts of those that are more than ``share`` bytes."""
+        large = {pair.key for pair in pairs if pair.a.nbytes > share and _is_divisible(pair)}
+        found = {pair.key: self._compare_in_parts(pool, pair) for pair in pairs if pair.key in large}
+        batches = list(_batches(pair for pair in pairs if pair.key not in large))
+        for batch, findings in zip(batches, pool.map(self._compare_batch, batches), strict=True):
+            found.update(zip((pair.key for pair in batch), findings, strict=True))
+        return [found[pair.key] for pair in pairs]
+
+    def _compare_batch(self, pairs: Sequence[Pair]) -> list[Finding]:
+        return [self.compare(pair) for pair in pairs]
+
+    def _compare_in_parts(self, pool: Executor, pair: Pair) -> Finding:
+        list(pool.map(_check_source, (pair.a, pair.b)))
+        parts = list(_parts(pair))
+        tallies = list(pool.map(lambda part: self._count(*part), parts))
+        if not any(tallies):
+            return None
+        equal = [part for part, tally in zip(parts, tallies, strict=True) if tally is None]
+        tallies += pool.map(lambda part: self._measure(*part), equal)
+        first, *others = (tally for tally in tallies if tally is not None)
+        for tally in others:
+            first.merge(tally)
+        return _describe(pair, first)
 
     def compare(self, pair: Pair) -> Finding:
         if isinstance(pair.a, TensorSpec) and isinstance(pair.b, TensorSpec):
@@ -125,36 +170,26 @@ class _Work:
         return self._compare_opaque(pair.key, pair.a, pair.b)
 
     def _compare_dense(self, key: str, a: TensorSpec, b: TensorSpec) -> Finding:
+        if _has_numbers(a.dtype) and _has_numbers(b.dtype):
+            tally = self._count(key, a, b)
+            return None if tally is None else _describe(Pair(key, a, b), tally)
         one, other = payload_of(a, key=key), payload_of(b, key=key)
         if a.dtype == b.dtype and same_bytes(one, other, self.progress):
             return None
-        if not (_has_numbers(a.dtype) and _has_numbers(b.dtype)):
-            return self._without_numbers(key, a, one, other)
-        return self._measure(key, a, one, other)
+        return self._without_numbers(key, a, one, other)
 
-    def _measure(self, key: str, a: TensorSpec, one: Payload, other: Payload) -> ValueChange:
+    def _count(self, key: str, a: TensorSpec, b: TensorSpec) -> DifferenceTally | None:
+        """Count differences; None where all bytes are equal."""
+        if a.dtype == b.dtype and same_bytes(payload_of(a, key=key), payload_of(b, key=key), self.progress):
+            return None
+        return self._measure(key, a, b)
+
+    def _measure(self, key: str, a: TensorSpec, b: TensorSpec) -> DifferenceTally:
         from ckptool.operations.differences import DifferenceTally, measure  # NumPy, which equal files do without
 
         tally = DifferenceTally(self.tolerance.rtol, self.tolerance.atol)
-        measure(one, other, tally, self.progress)
-        outcome: Outcome = "changed" if tally.beyond else "close" if tally.changed else "same"
-        return ValueChange(
-            key=key,
-            outcome=outcome,
-            dtype_a=one.dtype.name,
-            dtype_b=other.dtype.name,
-            shape=a.shape,
-            elements=a.numel,
-            changed=tally.changed,
-            beyond=tally.beyond,
-            broken=tally.broken,
-            max_abs=tally.overall(tally.largest),
-            mean_abs=tally.mean,
-            max_rel=float(tally.overall(tally.largest_rel)),
-            cosine=tally.cosine,
-            change_norm=tally.change_norm,
-            weight_norm=tally.weight_norm,
-        )
+        measure(payload_of(a, key=key), payload_of(b, key=key), tally, self.progress)
+        return tally
 
     def _without_numbers(self, key: str, a: TensorSpec, one: Payload, other: Payload) -> ValueChange:
         for payload in (one, other):  # to the end: their checksums decide whether the bytes are to be trusted
@@ -178,7 +213,58 @@ class _Work:
         return None
 
 
-def _dtype(tensor: OpaqueTensor) -> str:
+def _describe(pair: Pair, tally: DifferenceTally) -> ValueChange:
+    outcome: Outcome = "changed" if tally.beyond else "close" if tally.changed else "same"
+    return ValueChange(
+        key=pair.key,
+        outcome=outcome,
+        dtype_a=_dtype(pair.a),
+        dtype_b=_dtype(pair.b),
+        shape=pair.a.shape,
+        elements=elements_of(pair.a),
+        changed=tally.changed,
+        beyond=tally.beyond,
+        broken=tally.broken,
+        max_abs=tally.overall(tally.largest),
+        mean_abs=tally.mean,
+        max_rel=float(tally.overall(tally.largest_rel)),
+        cosine=tally.cosine,
+        change_norm=tally.change_norm,
+        weight_norm=tally.weight_norm,
+    )
+
+
+def _is_divisible(pair: Pair) -> bool:
+    """Tell whether parts of both tensors can be read for what they are worth: ranges of a file, and numbers."""
+    return pair.a.shape == pair.b.shape and all(map(_lies_in_a_row, (pair.a, pair.b)))
+
+
+def _lies_in_a_row(tensor: Tensor) -> bool:
+    if not isinstance(tensor, TensorSpec):
+        return False
+    return tensor.is_contiguous and tensor.storage.source.file_range is not None and _has_numbers(tensor.dtype)
+
+
+def _parts(pair: Pair) -> Iterator[tuple[str, TensorSpec, TensorSpec]]:
+    """Cut two tensors that lie in a row into flat pieces of the same elements."""
+    assert isinstance(pair.a, TensorSpec)
+    assert isinstance(pair.b, TensorSpec)
+    for first in range(0, pair.a.numel, _PART_ELEMENTS):
+        shape = (min(_PART_ELEMENTS, pair.a.numel - first),)
+        ours, theirs = (
+            replace(tensor, shape=shape, stride=(1,), offset=tensor.offset + first) for tensor in (pair.a, pair.b)
+        )
+        yield pair.key, ours, theirs
+
+
+def _check_source(tensor: Tensor) -> None:
+    """Have a source check its checksum, which it does once, before it gives parts."""
+    assert isinstance(tensor, TensorSpec)
+    for _ in tensor.storage.source.stream(0, 1):
+        pass
+
+
+def _dtype(tensor: Tensor) -> str:
     return tensor.dtype.name if tensor.dtype is not None else ""
 
 
