@@ -14,11 +14,11 @@ from ckptool.errors import ChecksumMismatch, UnsupportedTensor
 from ckptool.model.dtypes import BY_NAME
 from ckptool.model.results import TensorStatistics
 from ckptool.operations.statistics import tensor_statistics
-from ckptool.operations.values import decode, has_numbers
+from ckptool.operations.values import decode
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
-NUMERIC = [name for name, dtype in BY_NAME.items() if has_numbers(dtype)]
+NUMERIC = [name for name, dtype in BY_NAME.items() if dtype.has_numbers]
 REAL = [name for name in NUMERIC if BY_NAME[name].kind != "complex"]
 
 
@@ -43,7 +43,7 @@ def statistics_of(tensor: torch.Tensor) -> TensorStatistics:
 
 def test_every_type_with_numbers_is_known() -> None:
     assert len(NUMERIC) == 21
-    assert not has_numbers(BY_NAME["float4_e2m1fn_x2"])
+    assert not BY_NAME["float4_e2m1fn_x2"].has_numbers
 
 
 @pytest.mark.parametrize("dtype", NUMERIC)

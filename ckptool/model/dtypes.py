@@ -30,6 +30,11 @@ class DType:
         return self.kind == "float" and self.name != "float4_e2m1fn_x2"
 
     @property
+    def has_numbers(self) -> bool:
+        """Tell whether its values can be computed with: not those of bits, quantized and packed types."""
+        return self.is_floating or self.kind in ("int", "bool", "complex")
+
+    @property
     def swap_size(self) -> int:
         """Give the bytes that are reversed together between byte orders (a complex number is two parts)."""
         return self.itemsize // 2 if self.kind == "complex" else self.itemsize

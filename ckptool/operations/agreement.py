@@ -28,7 +28,7 @@ from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.pairing import Tensor, Tensors, by_common_names, find_view, kind_text
 from ckptool.operations.runs import Run, paired_runs, same_bytes
 from ckptool.operations.transforms import payload_of
-from ckptool.operations.values import decode, has_numbers
+from ckptool.operations.values import decode
 
 CHECK = "agreement.tensors"
 GOLDEN_KEY = "ckptool.golden"  # metadata of a file of recorded answers
@@ -197,7 +197,7 @@ class _Sorted:
         pair = payload_of(ours, key=name), payload_of(theirs, key=name)
         if ours.dtype == theirs.dtype and same_bytes(*pair, progress):
             self.identical.append(name)
-        elif has_numbers(ours.dtype) and has_numbers(theirs.dtype):
+        elif ours.dtype.has_numbers and theirs.dtype.has_numbers:
             self.different.append(_measure(name, *pair, progress))
         else:
             self.uncompared.append(name)

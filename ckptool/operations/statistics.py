@@ -13,7 +13,7 @@ from ckptool.model.results import TensorStatistics
 from ckptool.model.values import TensorSpec
 from ckptool.operations.runs import element_runs
 from ckptool.operations.transforms import payload_of
-from ckptool.operations.values import decode, has_numbers
+from ckptool.operations.values import decode
 
 
 def tensor_statistics(spec: TensorSpec, *, key: str = "") -> TensorStatistics | None:
@@ -24,7 +24,7 @@ def tensor_statistics(spec: TensorSpec, *, key: str = "") -> TensorStatistics | 
     :raises UnsupportedTensor: it expands far beyond its storage.
     :raises UnreadableCheckpoint: its bytes cannot be read, or do not match their checksum.
     """
-    if not has_numbers(spec.dtype):
+    if not spec.dtype.has_numbers:
         return None
     counted = StatisticsTally()
     with np.errstate(all="ignore"):

@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.model.comparison import KindChange, Outcome, ValueChange
-from ckptool.model.dtypes import DType
 from ckptool.model.plans import Payload
 from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
@@ -170,7 +169,7 @@ class _Work:
         return self._compare_opaque(pair.key, pair.a, pair.b)
 
     def _compare_dense(self, key: str, a: TensorSpec, b: TensorSpec) -> Finding:
-        if _has_numbers(a.dtype) and _has_numbers(b.dtype):
+        if a.dtype.has_numbers and b.dtype.has_numbers:
             tally = self._count(key, a, b)
             return None if tally is None else _describe(Pair(key, a, b), tally)
         one, other = payload_of(a, key=key), payload_of(b, key=key)
@@ -242,7 +241,7 @@ def _is_divisible(pair: Pair) -> bool:
 def _lies_in_a_row(tensor: Tensor) -> bool:
     if not isinstance(tensor, TensorSpec):
         return False
-    return tensor.is_contiguous and tensor.storage.source.file_range is not None and _has_numbers(tensor.dtype)
+    return tensor.is_contiguous and tensor.storage.source.file_range is not None and tensor.dtype.has_numbers
 
 
 def _parts(pair: Pair) -> Iterator[tuple[str, TensorSpec, TensorSpec]]:
@@ -275,9 +274,3 @@ def elements_of(tensor: Tensor) -> int:
 
 def _kind_change(pair: Pair) -> KindChange:
     return KindChange(pair.key, pair.a.shape, pair.b.shape, kind_text(pair.a), kind_text(pair.b))
-
-
-def _has_numbers(dtype: DType) -> bool:
-    from ckptool.operations.values import has_numbers
-
-    return has_numbers(dtype)

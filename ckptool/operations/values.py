@@ -11,11 +11,6 @@ from ckptool.model.dtypes import BY_NAME, DType
 from ckptool.operations.cast_kernels import widen
 
 
-def has_numbers(dtype: DType) -> bool:
-    """Tell whether ``decode`` knows the values: not those of bits, quantized and packed types."""
-    return dtype.is_floating or dtype.kind in ("int", "bool", "complex")
-
-
 def decode(data: memoryview | NDArray[Any], dtype: DType) -> NDArray[Any]:
     """Give whole little-endian elements as an array that may be computed with.
 

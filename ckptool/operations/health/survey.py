@@ -19,7 +19,7 @@ from ckptool.operations.health.fingerprint import Fingerprint, Sampler
 from ckptool.operations.runs import element_runs
 from ckptool.operations.statistics import StatisticsTally
 from ckptool.operations.transforms import payload_of
-from ckptool.operations.values import decode, has_numbers
+from ckptool.operations.values import decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class _Pass:
 
     def _measure(self, names: tuple[str, ...], spec: TensorSpec) -> Measured:
         payload = payload_of(spec, key=names[0])
-        tally = StatisticsTally() if has_numbers(spec.dtype) else None
+        tally = StatisticsTally() if spec.dtype.has_numbers else None
         sampler = Sampler.of(spec.shape) if spec.dtype.is_floating and spec.dtype.itemsize > 1 else None
         checksum = 0
         for run in self._runs(payload):
