@@ -7,6 +7,7 @@ Sources: numpy/_core/src/multiarray: methods.c (array_reduce), descriptor.c (arr
 from __future__ import annotations
 
 import math
+import re
 import struct
 from typing import Any
 
@@ -17,6 +18,14 @@ from ckptool.model.dtypes import BY_NUMPY, DType
 from ckptool.model.values import GlobalRef, Storage, Stub, TensorSpec
 
 _ORDERS = {"<": False, "=": False, "|": False, ">": True}  # "=" is the writer's own order: every one of today is little
+# Objects, texts, records and dates, and numbers of more bits than any tensor's.
+_NO_NUMBERS = re.compile(r"[OSUVMma][0-9]{0,9}(?:\[[^\]]{1,20}\])?|f12|f16|c24|c32")
+# The state of an element type: version, byte order, subarray, names, fields, size, alignment, flags[, metadata].
+_STATES = {8: 3, 9: 4}
+_NONE, _UNSET = (type(None), None), (int, -1)
+_PLAIN_STATE = [_NONE, _NONE, _NONE, _UNSET, _UNSET, (int, 0)]
+_ARRAY_VERSION = 1
+_BEGUN_AS = ("b", b"b")  # the type of the empty array that the state fills
 _SCALARS = {
     "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
     "f2": "e", "f4": "f", "f8": "d", "c8": "ff", "c16": "dd",
@@ -36,12 +45,25 @@ def _element_type(value: Any) -> tuple[DType, bool] | None:
         return None
     code = value.args[0]
     order = code[0] if code[:1] in _ORDERS else "="
-    if type(value.state) is tuple and len(value.state) > 1:
-        order = value.state[1]
     dtype = BY_NUMPY.get(code.lstrip("<>=|"))
-    if dtype is None or type(order) is not str or order not in _ORDERS:
+    if dtype is None:
+        if not _NO_NUMBERS.fullmatch(code.lstrip("<>=|")):
+            raise Malformed("holds NumPy elements of a type that there is not")
         return None
+    if value.state is not None:
+        order = _check_state(value.state)
     return dtype, _ORDERS[order]
+
+
+def _check_state(state: Any) -> str:
+    """Give the byte order in the state of a plain element type, in the one form that NumPy writes for it."""
+    if type(state) is not tuple or len(state) not in _STATES or type(state[0]) is not int:
+        raise Malformed("holds NumPy elements of a type in a form that NumPy does not write")
+    version, order, *rest = state
+    is_plain = [(type(part), part) for part in rest[:6]] == _PLAIN_STATE
+    if version != _STATES[len(state)] or type(order) is not str or order not in _ORDERS or not is_plain:
+        raise Malformed("holds NumPy elements of a type in a form that NumPy does not write")
+    return order
 
 
 def raw_bytes(value: Any, nbytes: int) -> bytes | None:
@@ -68,7 +90,9 @@ def _begin_array(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any
     """Begin an array; its shape, type and bytes come with BUILD."""
     if len(args) != 3 or type(args[0]) is not GlobalRef or (args[0].module, args[0].name) != ("numpy", "ndarray"):
         return reading.misfit(ref, args)
-    array = args[0]
+    array, shape, code = args
+    if type(shape) is not tuple or [(type(size), size) for size in shape] != [(int, 0)] or code not in _BEGUN_AS:
+        return reading.misfit(ref, args)
     return Draft(lambda state: _finish_array(reading, array, state))
 
 
@@ -76,7 +100,9 @@ def _finish_array(reading: Reading, ref: GlobalRef, state: Any) -> Any:
     """Read the state of an array: version, shape, element type, Fortran order, bytes."""
     if type(state) is not tuple or len(state) != 5:
         raise Malformed("holds a NumPy array without its five parts")
-    _, shape, dtype, is_fortran, data = state
+    version, shape, dtype, is_fortran, data = state
+    if type(version) is not int or version != _ARRAY_VERSION or type(is_fortran) not in (bool, int):
+        raise Malformed("holds a NumPy array in a form that NumPy does not write")
     return _array(reading, ref, (shape, dtype, is_fortran is True or is_fortran == 1, data))
 
 
