@@ -157,7 +157,6 @@ def test_any_root_name(tmp_path: Path, stem: str) -> None:
     with open_bytes(tmp_path, data) as checkpoint:
         assert same(tensors_of(checkpoint)["w"], torch.arange(3.0))
         assert checkpoint.facts["root"] == stem
-        assert {member.name.partition("/")[0] for member in checkpoint.members} == {stem}
 
 
 def test_big_endian_untyped_storages_are_refused(tmp_path: Path) -> None:
@@ -171,7 +170,6 @@ def test_what_a_zip_says_of_itself(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"w": torch.arange(3.0), "epoch": 4}, path)
     with zipfile.ZipFile(path) as archive:
-        members = [(info.filename, info.file_size) for info in archive.infolist()]
         crc = archive.getinfo("model/data/0").CRC
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.format == "torch-zip"
@@ -180,7 +178,6 @@ def test_what_a_zip_says_of_itself(tmp_path: Path) -> None:
         assert checkpoint.root.get("epoch") == 4
         assert checkpoint.facts == {"root": "model", "version": "3", "byteorder": "little", "format_version": "1"}
         assert checkpoint.findings == ()
-        assert [(member.name, member.nbytes) for member in checkpoint.members] == members
         assert {use.ref.full_name for use in checkpoint.globals} == {
             "torch._utils._rebuild_tensor_v2",
             "torch.FloatStorage",
@@ -205,14 +202,15 @@ def test_locations_are_facts(tmp_path: Path, location: str) -> None:
 
 def test_deflated_rewrite(tmp_path: Path) -> None:
     expected = {"w": torch.arange(400_000.0), "half": torch.arange(9).half(), "empty": torch.empty(0)}
-    data = archived(unzipped(torch_bytes(expected)), zipfile.ZIP_DEFLATED)
+    members = unzipped(torch_bytes(expected))
+    data = archived(members, zipfile.ZIP_DEFLATED)
     with open_bytes(tmp_path, data) as checkpoint:
         found = tensors_of(checkpoint)
         assert all(same(spec, expected[key]) for key, spec in found.items())
         assert found["w"].storage.source.file_range is None
         assert found["w"].storage.source.crc32 is not None
         assert {finding.code for finding in checkpoint.findings} == {"compressed"}
-        assert checkpoint.facts["compressed"] == f"{len(checkpoint.members)} of {len(checkpoint.members)} records"
+        assert checkpoint.facts["compressed"] == f"{len(members)} of {len(members)} records"
         part = b"".join(bytes(chunk) for chunk in found["w"].storage.source.stream(1_200_004, 16))
         assert part == struct.pack("<4f", 300_001, 300_002, 300_003, 300_004)
 

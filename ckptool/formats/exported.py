@@ -19,7 +19,7 @@ from ckptool.formats.pickle import GlobalLog, PickledStorage, read_pickle, view_
 from ckptool.formats.sniff import HEAD_BYTES, archive_kind, recognise
 from ckptool.formats.torch_zip import LARGEST_PICKLE, find_root, read_facts, read_torch_zip, storage_findings
 from ckptool.formats.zip import STORED, Archive, Record, read_archive
-from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.dtypes import BY_NAME, DType
 from ckptool.model.values import DictNode, GlobalUse, OpaqueTensor, Storage, TensorSpec
 
@@ -117,7 +117,6 @@ def _checkpoint(package: _Package, root: Any, archive: Archive, facts: dict[str,
         storages=(*raw, *package.nested),
         globals=tuple(package.globals),
         findings=(*archive.findings, *package.findings, program, *storage_findings(raw, [])),
-        members=tuple(Member(name, record.stored_bytes) for name, record in archive.records.items()),
         facts=facts,
     )
 

@@ -6,7 +6,7 @@ from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog, read_pickle, scan_rest
 from ckptool.formats.torch_zip import LARGEST_PICKLE
-from ckptool.model.checkpoint import Checkpoint, Member
+from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.values import TensorSpec, walk
 
 
@@ -41,5 +41,4 @@ def read_raw_pickle(file: InputFile) -> Checkpoint:
         storages=tuple(dict.fromkeys(found)),
         globals=log.uses(),
         findings=tuple(log.findings),
-        members=(Member("pickle", unpickled.end),),
     )

@@ -14,7 +14,7 @@ from typing import Any
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.sources import StoredRange
-from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.dtypes import BY_NAME, BY_SAFETENSORS, DType
 from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, row_major
 
@@ -65,7 +65,6 @@ def read_safetensors(file: InputFile) -> Checkpoint:
         file=file,
         storages=tuple(storages),
         findings=tuple(findings),
-        members=(Member("header", start), Member("tensors", file.size - start)),
         metadata=metadata,
     )
 

@@ -22,7 +22,7 @@ from ckptool.formats.pickle import (
 )
 from ckptool.formats.sources import StoredRange
 from ckptool.formats.torch_zip import LARGEST_PICKLE, check_identifier
-from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.values import DictNode, Storage
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -74,10 +74,6 @@ def read_torch_legacy(file: InputFile) -> Checkpoint:
         storages=table.storages(),
         globals=stream.log.uses(),
         findings=tuple(findings),
-        members=(
-            Member("pickles", stream.position),
-            *(Member(storage.key, storage.nbytes) for storage in table.storages()),
-        ),
         facts={"byteorder": "little"},
     )
 

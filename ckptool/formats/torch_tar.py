@@ -27,7 +27,7 @@ from ckptool.formats.pickle import (
 from ckptool.formats.sources import StoredRange
 from ckptool.formats.tar import TarMember
 from ckptool.formats.torch_zip import LARGEST_PICKLE
-from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.values import DictNode, Storage, TensorSpec
 
 MEMBERS = frozenset({"sys_info", "pickle", "storages", "tensors"})
@@ -109,7 +109,6 @@ def read_torch_tar(file: InputFile, members: list[TarMember]) -> Checkpoint:
         storages=tuple(storages),
         globals=log.uses(),
         findings=(*log.findings, *(found if extra else ())),
-        members=tuple(Member(member.name, member.nbytes) for member in members),
         facts={"byteorder": "little"},
     )
 

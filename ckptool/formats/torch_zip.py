@@ -8,14 +8,15 @@ Records, all under one folder of any name: ``data.pkl``, ``data/KEY``, ``version
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, read_pickle, scan_rest
-from ckptool.formats.zip import DEFLATED, Archive, Record
-from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.formats.sources import StoredRange
+from ckptool.formats.zip import DEFLATED, STORED, Archive, Record
+from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.checksums import crc32
 from ckptool.model.rows import make_rows
 from ckptool.model.values import Storage
@@ -26,7 +27,9 @@ _LARGEST_FACT = 64
 _MOST_INFLATION = 200
 _SMALL_RECORD = 1 << 20
 
-_KEY = re.compile(r"[0-9A-Za-z_.-]{1,64}")
+_LONGEST_KEY = 64
+_KEY = re.compile(rf"[0-9A-Za-z_.-]{{1,{_LONGEST_KEY}}}")
+_KEY_LETTERS = re.compile(r"[0-9A-Za-z_.-]*")
 _VERSION = re.compile(rb"[0-9]{1,4}\s*")
 _OWN_RECORDS = frozenset(
     ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
@@ -72,7 +75,6 @@ def read_torch_zip(file: InputFile, archive: Archive) -> Checkpoint:
         storages=(*used, *unused),
         globals=log.uses(),
         findings=findings,
-        members=tuple(make_rows(Member, records, [record.stored_bytes for record in records.values()])),
         facts=facts,
     )
 
@@ -136,7 +138,7 @@ def read_pickle_record(
     data = b"".join([bytes(chunk) for chunk in source.stream()])
     damaged = record.crc32 != 0 and crc32(data) != record.crc32
     try:
-        unpickled = read_pickle(data, label=label, load_storage=table.load, log=log)
+        unpickled = read_pickle(data, label=label, load_storage=table.load, load_storages=table.load_all, log=log)
     except UnreadableCheckpoint as error:
         raise (_mismatch(record, log) if damaged else error) from error
     if damaged:
@@ -159,7 +161,7 @@ class StorageTable:
         self._records = records
         self._prefix = prefix
         self._big_endian = big_endian
-        self._loaded: dict[str, tuple[tuple[Any, ...], PickledStorage]] = {}
+        self._loaded: dict[str, PickledStorage] = {}
 
     def load(self, identifier: tuple[Any, ...]) -> PickledStorage:
         """Find the storage that a persistent id names: ("storage", type, key, location, elements)."""
@@ -169,10 +171,35 @@ class StorageTable:
         check_identifier(kind, key, location, numel)
         known = self._loaded.get(key)
         if known is None:
-            known = self._loaded[key] = (identifier, self._load_new(kind, key, location, numel))
-        elif known[0] != identifier:
+            known = self._loaded[key] = self._load_new(kind, key, location, numel)
+        elif (known.dtype, known.storage.location, known.numel) != (kind.dtype, location, numel):
             raise UnreadableCheckpoint(f"the storage {key!r:.80} is declared twice, differently; {_RESAVE}")
-        return known[1]
+        return known
+
+    def load_all(
+        self, kinds: Sequence[StorageType], keys: Sequence[str], locations: Sequence[str], numels: Sequence[int]
+    ) -> list[PickledStorage] | None:
+        """Find many storages as ``load`` does, in a third of the time; None where one is known already, or odd."""
+        names = [self._prefix + key for key in keys]
+        if not self._records.keys() >= set(names) or len(set(keys)) < len(keys) or not self._are_new(keys):
+            return None
+        records = [self._records[name] for name in names]
+        sizes = [record.nbytes for record in records]
+        dtypes = [kind.dtype for kind in kinds]
+        declared = [numel * dtype.itemsize if dtype else -1 for numel, dtype in zip(numels, dtypes, strict=True)]
+        if sizes != declared or {record.method for record in records} != {STORED}:
+            return None
+        file, big = self._file, self._big_endian
+        sources = [StoredRange(file, name, offset, nbytes, crc) for name, _, crc, nbytes, _, offset in records]
+        columns = zip(keys, sources, sizes, locations, strict=True)
+        storages = [Storage(key, source, nbytes, location, big) for key, source, nbytes, location in columns]
+        found = make_rows(PickledStorage, storages, dtypes, [0] * len(keys), numels)
+        self._loaded.update(zip(keys, found, strict=True))
+        return found
+
+    def _are_new(self, keys: Sequence[str]) -> bool:
+        plain = _KEY_LETTERS.fullmatch("".join(keys)) and max(map(len, keys)) <= _LONGEST_KEY
+        return bool(plain) and self._loaded.keys().isdisjoint(keys)
 
     def _load_new(self, kind: StorageType, key: str, location: str, numel: int) -> PickledStorage:
         record = self._records.get(self._prefix + key)
@@ -204,7 +231,7 @@ class StorageTable:
 
     def used(self) -> list[Storage]:
         """List the storages that the pickle names, in its order."""
-        return [loaded.storage for _, loaded in self._loaded.values()]
+        return [loaded.storage for loaded in self._loaded.values()]
 
     def left_over(self) -> list[str]:
         """List the records that are no storage of the pickle's, in the order of the file."""

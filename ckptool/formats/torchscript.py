@@ -25,7 +25,7 @@ from ckptool.formats.torch_zip import (
     storage_findings,
 )
 from ckptool.formats.zip import Archive, Record
-from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, Stub, TensorSpec, walk
 
 _LARGEST_CODE = 64 << 20
@@ -95,7 +95,6 @@ def read_torchscript(file: InputFile, archive: Archive) -> Checkpoint:
         storages=tuple(used),
         globals=log.uses(),
         findings=(*archive.findings, *log.findings, *_findings(records, root), *storage_findings(used, [])),
-        members=tuple(Member(name, record.stored_bytes) for name, record in records.items()),
         facts=facts,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptool.layouts.segments import first_segments, shared_root, under
+from ckptool.layouts.segments import Names, under
 from ckptool.model.plans import Certainty, KeyRule, Note, StateDict, Wrapper
 
 
@@ -23,30 +23,28 @@ class Draft:
     certainty: Certainty = "certain"
     is_ema: bool = False
     rule: KeyRule = field(default_factory=KeyRule)
-    _seen: tuple[dict[str, str], str | None, list[str]] | None = None
+    _listed: tuple[dict[str, str], Names] | None = None
+
+    @property
+    def listing(self) -> Names:
+        """Give the names as they are now, to look through; the same one for as long as they stay the same."""
+        if self._listed is None or self._listed[0] is not self.names:
+            self._listed = (self.names, Names(self.names.values()))
+        return self._listed[1]
 
     @property
     def roots(self) -> list[str]:
         """List the distinct first segments of the names, in order of appearance."""
-        return self._look()[2]
+        return self.listing.roots
 
     @property
     def shared_root(self) -> str | None:
         """Give the first segment that every name lies below, or None."""
-        return self._look()[1]
-
-    def _look(self) -> tuple[dict[str, str], str | None, list[str]]:
-        """Look through the names once for as long as they stay the same."""
-        if self._seen is None or self._seen[0] is not self.names:
-            shared = shared_root(self.names.values())
-            roots = first_segments(self.names.values()) if shared is None else [shared]
-            self._seen = (self.names, shared, roots)
-        return self._seen
+        return self.listing.shared_root
 
     def is_group(self, path: str) -> bool:
         """Tell whether a name lies below a path."""
-        root = path.partition(".")[0]
-        return root in self.roots and (path == self.shared_root or any(self.below(path)))
+        return self.listing.any_below(path)
 
     def below(self, path: str) -> Iterator[str]:
         """Yield the keys whose name lies below a path."""
@@ -70,8 +68,7 @@ class Draft:
 
     def strip(self, path: str) -> None:
         """Take a path off the front of every name that is left; all of them lie below it."""
-        start = len(path) + 1
-        self.names = {source: name[start:] for source, name in self.names.items()}
+        self.names = dict(zip(self.names, self.listing.cut(path), strict=True))
 
     def outside(self, path: str) -> list[str]:
         """List the keys whose name does not lie below a path."""

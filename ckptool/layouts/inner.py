@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ckptool.layouts.roots import EMA_ROOTS
-from ckptool.layouts.segments import private_segments, under, without
+from ckptool.layouts.segments import Names, under, without
 from ckptool.layouts.twins import LITEMA_COUNTERS, dotless_twins, underscored_twins
 from ckptool.model.plans import Producer, StateDict
 from ckptool.model.values import OpaqueTensor, TensorSpec
@@ -21,14 +21,15 @@ def inner_candidates(found: list[StateDict], producer: Producer) -> list[StateDi
 
 
 def _split(state_dict: StateDict, producer: Producer) -> list[StateDict]:
-    underscored = underscored_twins(state_dict.entries)
+    names = Names(state_dict.entries)
+    underscored = underscored_twins(names)
     if underscored and _same_shapes(state_dict.entries, underscored):
         averaged = replace(state_dict, role="ema", reason="mmcv swaps the averaged weights in before it saves")
         return [averaged, _swapped(state_dict, underscored, "raw", "the ema_* buffers, which mmcv leaves the raw ones")]
-    dotless = dotless_twins(state_dict.entries)
+    dotless = dotless_twins(names)
     if dotless and _same_shapes(state_dict.entries, dotless):
         return [state_dict, _swapped(state_dict, dotless, "ema", 'the copy below "model_ema.", under its own names')]
-    return [state_dict, *(_below_root(state_dict, root) for root in _ema_roots(state_dict, producer))]
+    return [state_dict, *(_below_root(state_dict, root) for root in _ema_roots(state_dict, names, producer))]
 
 
 def _same_shapes(entries: Mapping[str, object], twins: Mapping[str, str]) -> bool:
@@ -49,20 +50,18 @@ def _swapped(state_dict: StateDict, twins: Mapping[str, str], role: str, reason:
     return replace(state_dict, role="raw" if role == "raw" else "ema", entries=entries, reason=reason)
 
 
-def _ema_roots(state_dict: StateDict, producer: Producer) -> list[str]:
+def _ema_roots(state_dict: StateDict, keys: Names, producer: Producer) -> list[str]:
     """List the roots of EMA copies beside ``model``, in a container where that is the network's place."""
     if not producer.container or state_dict.role != "main":
         return []
-    keys = state_dict.entries
-    text = "\n".join(keys)
-    if not any(root in text for root in EMA_ROOTS):  # as in most files, whatever wraps the keys
+    if not any(root in keys.text for root in EMA_ROOTS):  # as in most files, whatever wraps the keys
         return []
-    segments = private_segments(keys)
+    segments = keys.private_segments()
     roots = {without(key, segments).partition(".")[0] for key in keys}
     return sorted(EMA_ROOTS & roots - {"model_ema"}) if "model" in roots else []
 
 
 def _below_root(state_dict: StateDict, root: str) -> StateDict:
-    segments = private_segments(state_dict.entries)
+    segments = Names(state_dict.entries).private_segments()
     entries = {key: value for key, value in state_dict.entries.items() if under(without(key, segments), root)}
     return replace(state_dict, role="ema", entries=entries, reason=f'the copy below "{root}."')

@@ -17,11 +17,9 @@ from ckptool.layouts.roots import strip_roots, take_side_keys
 from ckptool.layouts.segments import (
     FLAT_LEAVES,
     PRIVATE_SEGMENTS,
-    count_holding,
-    private_segments,
+    Names,
     quoted,
     removable_segments,
-    shared_root,
     without,
     without_all,
 )
@@ -39,7 +37,7 @@ def plan_keys(state_dict: StateDict, producer: Producer, options: KeyOptions = D
     """
     mapping = options.mapping or {}
     draft = Draft(state_dict, producer.container, {key: key for key in state_dict.entries})
-    refuse_bad_names([key for key in draft.names if key not in mapping])
+    refuse_bad_names(Names([key for key in draft.names if key not in mapping]) if mapping else draft.listing)
     refuse_shards(draft, keep_prefixes=options.keep_prefixes)
     clean_names(draft, options)
     filter_names(draft, options)
@@ -81,12 +79,12 @@ def clean_by_evidence(draft: Draft, options: KeyOptions) -> None:
         strip_roots(draft, options.keep)
 
 
-def refuse_bad_names(keys: list[str]) -> None:
+def refuse_bad_names(keys: Names) -> None:
     """Refuse empty names and names with an empty segment.
 
     :raises PlanRefused: there is one.
     """
-    text = "\n".join(["", *keys, ""])
+    text = keys.text
     if ".." in text or "\n." in text or ".\n" in text or "\n\n" in text:
         bad = [key for key in keys if not all(key.split("."))]
         if bad:
@@ -98,7 +96,7 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
 
     :raises PlanRefused: there is one.
     """
-    if not keep_prefixes and "flat_param" in "\n".join(draft.names):
+    if not keep_prefixes and "flat_param" in draft.listing.text:
         flat = [key for key in draft.names if key.rpartition(".")[2] in FLAT_LEAVES]
         if flat:
             raise PlanRefused(
@@ -119,11 +117,12 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
 def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
     """Take the private names of frameworks out of every key, at any depth."""
     draft.rule = KeyRule(removed=removable_segments(keep))
-    counts = {segment: count_holding(draft.names, segment) for segment in private_segments(draft.names, keep)}
+    listing = draft.listing
     # A pair, or a segment below a removed one, only shows once the others are gone: removal sees them all.
-    present = tuple(counts)
+    present = listing.private_segments(keep)
     cleaned = without_all(draft.names, present) if present else draft.names
-    changed = sum(map(ne, cleaned, cleaned.values()))
+    changed = sum(map(ne, listing, cleaned.values())) if present else 0
+    counts = {present[0]: changed} if len(present) == 1 else {name: listing.count_holding(name) for name in present}
     draft.names = cleaned
     for segment, count in counts.items():
         if count:
@@ -163,11 +162,12 @@ def _locate(names: list[str], path: str) -> str | None:
     while names:
         if path and any(name.startswith(f"{path}.") for name in names):
             return above + path
-        root = shared_root(names)
+        listing = Names(names)
+        root = listing.shared_root
         if root is None:
             return None
         above += f"{root}."
-        names = [name[len(root) + 1 :] for name in names]
+        names = listing.cut(root)
     return None
 
 

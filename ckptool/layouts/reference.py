@@ -12,11 +12,10 @@ from ckptool.layouts.draft import Draft
 from ckptool.layouts.rename import clean_name
 from ckptool.layouts.segments import (
     PRIVATE_SEGMENTS,
+    Names,
     first_segments,
-    private_segments,
     quoted,
     removable_segments,
-    shared_root,
     without_inner,
 )
 from ckptool.layouts.segments import without as without_segments
@@ -62,7 +61,7 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
     record_wrappers(draft, best.rule)
     draft.names = {source: best.targets[source] for source in draft.names}
     draft.rule, draft.certainty = best.rule, "reference"
-    if best.rule.removed or not private_segments(draft.names):
+    if best.rule.removed or not Names(draft.names).private_segments():
         draft.rule = replace(best.rule, removed=removable_segments(keep))
     draft.note("by-reference", f"{describe(best.rule)} matches all {len(reference)} names of the reference")
 
@@ -109,7 +108,7 @@ def rules(keys: list[str], reference: Reference, prepended: str, keep: frozenset
 
     They are few, and each is simple enough to be said in a sentence.
     """
-    private = private_segments(keys, keep)
+    private = Names(keys).private_segments(keep)
     inners: list[tuple[str, ...]] = [(), ("module",)] if _has_inner(keys, "module", keep) else [()]
     found = [
         voted
@@ -128,11 +127,12 @@ def shared_front(reference: Reference) -> str:
     """Give the path that all reference names lie below, at most ``DEEPEST_PREFIX`` deep, with its dot."""
     names, front = list(reference), ""
     for _ in range(DEEPEST_PREFIX):
-        root = shared_root(names)
+        listing = Names(names)
+        root = listing.shared_root
         if root is None:
             break
         front += f"{root}."
-        names = [name[len(root) + 1 :] for name in names]
+        names = listing.cut(root)
     return front
 
 

@@ -106,7 +106,7 @@ def drop_online_copy(draft: Draft, side: frozenset[str]) -> None:
 
 def drop_underscored_twins(draft: Draft) -> None:
     """Drop the ``ema_a_b_weight`` buffers of mmcv 1.x, each of which is a copy of an ``a.b.weight`` that stays."""
-    twins = underscored_twins(draft.names.values())
+    twins = underscored_twins(draft.listing)
     if twins:
         sources = [source for source, name in draft.names.items() if name in twins]
         draft.drop(sources, "the other half of the averaged weights (mmcv): --weights raw")

@@ -5,7 +5,8 @@ A key is a path: ``model._orig_mod.fc.weight``. Everything here works on whole s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 # Private names of a framework, removed at any depth. The pair stands last: it may only meet once the others are gone.
 # Sources: torch/_dynamo/eval_frame.py, torch/distributed/fsdp/_common_utils.py, torch/distributed/algorithms/
@@ -31,14 +32,59 @@ def removable_segments(keep: Iterable[str]) -> tuple[str, ...]:
     return tuple(segment for segment in PRIVATE_SEGMENTS if kept.isdisjoint(segment.split(".")))
 
 
-def private_segments(keys: Iterable[str], keep: Iterable[str] = ()) -> tuple[str, ...]:
-    """List the private segments that occur in the keys (or seem to), without the protected ones."""
-    text = "\n".join(keys)
-    return tuple(segment for segment in removable_segments(keep) if _may_occur(segment, text))
+class Names(tuple[str, ...]):
+    """Hold names that are looked through together: as one text, which is far faster than one after the other."""
 
+    @cached_property
+    def text(self) -> str:
+        """Join the names, each between two line breaks."""
+        return "\n".join(["", *self, ""])
 
-def _may_occur(segment: str, text: str) -> bool:
-    return all(part in text for part in segment.split("."))
+    @cached_property
+    def is_lined(self) -> bool:
+        """Tell whether no name has a line break of its own."""
+        return self.text.count("\n") == len(self) + 1
+
+    def any_below(self, path: str) -> bool:
+        """Tell whether a name lies below a path."""
+        return f"\n{path}." in self.text and (self.is_lined or any(under(name, path) for name in self))
+
+    def all_below(self, path: str) -> bool:
+        """Tell whether every name lies below a path."""
+        if self.is_lined:
+            return self.text.count(f"\n{path}.") == len(self)
+        return all(under(name, path) for name in self)
+
+    def cut(self, path: str) -> list[str]:
+        """Take a path off the front of every name; all of them lie below it."""
+        if self.is_lined and self:
+            return self.text.replace(f"\n{path}.", "\n")[1:-1].split("\n")
+        return [name[len(path) + 1 :] for name in self]
+
+    @cached_property
+    def shared_root(self) -> str | None:
+        """Give the first segment that every name lies below, or None."""
+        head, dot, _ = next(iter(self), "").partition(".")
+        return head if dot and self.all_below(head) else None
+
+    @cached_property
+    def roots(self) -> list[str]:
+        """List the distinct first segments, in order of appearance."""
+        return [self.shared_root] if self.shared_root is not None else first_segments(self)
+
+    def private_segments(self, keep: Iterable[str] = ()) -> tuple[str, ...]:
+        """List the private segments that occur in the names (or seem to), without the protected ones."""
+        return tuple(segment for segment in removable_segments(keep) if self._may_hold(segment))
+
+    def _may_hold(self, segment: str) -> bool:
+        return all(part in self.text for part in segment.split("."))
+
+    def count_holding(self, segment: str) -> int:
+        """Count the names that ``without`` would remove the segment from."""
+        if segment not in self.text:  # where most segments end
+            return 0
+        front, inner = f"{segment}.", f".{segment}."
+        return sum([name.startswith(front) or inner in name for name in self])
 
 
 def without(key: str, segments: Sequence[str]) -> str:
@@ -69,15 +115,6 @@ def without_inner(key: str, segments: Sequence[str]) -> str:
     return f"{head}.{without(tail, segments)}" if dot else key
 
 
-def count_holding(keys: Iterable[str], segment: str) -> int:
-    """Count the keys that ``without`` would remove the segment from."""
-    keys = list(keys)
-    if segment not in "\n".join(keys):  # one look at one text, where most segments end
-        return 0
-    front, inner = f"{segment}.", f".{segment}."
-    return sum([key.startswith(front) or inner in key for key in keys])
-
-
 def first_segments(names: Iterable[str]) -> list[str]:
     """List the distinct first segments, in order of appearance."""
     return list(dict.fromkeys([name.partition(".")[0] for name in names]))
@@ -86,17 +123,6 @@ def first_segments(names: Iterable[str]) -> list[str]:
 def under(name: str, path: str) -> bool:
     """Tell whether a name lies below a path."""
     return name.startswith(f"{path}.")
-
-
-def shared_root(names: Collection[str]) -> str | None:
-    """Give the first segment that every name lies below, or None."""
-    head, dot, _ = next(iter(names), "").partition(".")
-    return head if dot and all_under(names, head) else None
-
-
-def all_under(names: Collection[str], path: str) -> bool:
-    """Tell whether every name lies below a path: what the first and last in order share, all between them share."""
-    return under(min(names), path) and under(max(names), path)
 
 
 def quoted(names: Sequence[str], shown: int = 3) -> str:

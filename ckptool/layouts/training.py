@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from ckptool.layouts.carried import carried_training
@@ -13,9 +14,7 @@ from ckptool.layouts.scalars import number
 from ckptool.layouts.segments import (
     FLAT_LEAVES,
     PRIVATE_SEGMENTS,
-    count_holding,
-    private_segments,
-    shared_root,
+    Names,
     without,
 )
 from ckptool.model.checkpoint import Checkpoint
@@ -109,6 +108,7 @@ def read_training(checkpoint: Checkpoint, selection: Selection) -> Training:
     root = checkpoint.root
     settings, sources = read_hyper_parameters(root)
     optimizer_path, group = _param_group(root)
+    keys = _keys(selection)
     return Training(
         epoch=_first_number(root, EPOCH_PATHS),
         global_step=_first_number(root, STEP_PATHS),
@@ -118,9 +118,9 @@ def read_training(checkpoint: Checkpoint, selection: Selection) -> Training:
         learning_rate=_learning_rate(root, optimizer_path, group),
         optimizer=_optimizer(optimizer_path, group),
         versions=_versions(root),
-        compiled=_compiled(selection, settings, sources),
-        strategy=_strategy(selection, settings, sources),
-        ema=_ema(selection, settings, sources),
+        compiled=_compiled(keys, settings, sources),
+        strategy=_strategy(selection, keys, settings, sources),
+        ema=_ema(selection, keys, settings, sources),
         hyper_parameters=settings,
         hyper_parameter_sources=sources,
     )
@@ -264,24 +264,23 @@ def _bool_flag(names: Sequence[str], settings: DictNode, sources: Sequence[str])
     return fact if fact is not None and isinstance(fact.value, bool) else None
 
 
-def _keys(selection: Selection) -> list[str]:
+def _keys(selection: Selection) -> Names:
     """Give the keys to look for evidence in: those of the chosen state dict, else all."""
     chosen: Sequence[StateDict] = (selection.chosen,) if selection.chosen is not None else selection.candidates
-    return [key for state_dict in chosen for key in state_dict.entries]
+    return Names(chain.from_iterable(state_dict.entries for state_dict in chosen))
 
 
-def _segment_fact(value: Any, segment: str, keys: list[str]) -> Fact | None:
-    count = count_holding(keys, segment)
+def _segment_fact(value: Any, segment: str, keys: Names) -> Fact | None:
+    count = keys.count_holding(segment)
     return Fact(value, f'"{segment}" is in {count} of {len(keys)} keys') if count else None
 
 
-def _compiled(selection: Selection, settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    fact = _segment_fact(True, "_orig_mod", _keys(selection))
+def _compiled(keys: Names, settings: DictNode, sources: Sequence[str]) -> Fact | None:
+    fact = _segment_fact(True, "_orig_mod", keys)
     return fact if fact is not None else _bool_flag(COMPILE_FLAGS, settings, sources)
 
 
-def _strategy(selection: Selection, settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    keys = _keys(selection)
+def _strategy(selection: Selection, keys: Names, settings: DictNode, sources: Sequence[str]) -> Fact | None:
     if selection.producer.name.startswith("DeepSpeed"):
         return Fact("deepspeed", selection.producer.evidence)
     found = (_segment_fact(strategy, segment, keys) for segment, strategy in STRATEGY_SEGMENTS.items())
@@ -289,8 +288,8 @@ def _strategy(selection: Selection, settings: DictNode, sources: Sequence[str]) 
     return by_segment or _sharded(selection, keys) or _parallel(keys) or _named_strategy(settings, sources)
 
 
-def _sharded(selection: Selection, keys: list[str]) -> Fact | None:
-    if "flat_param" in "\n".join(keys) and any(key.rpartition(".")[2] in FLAT_LEAVES for key in keys):
+def _sharded(selection: Selection, keys: Names) -> Fact | None:
+    if "flat_param" in keys.text and any(key.rpartition(".")[2] in FLAT_LEAVES for key in keys):
         return Fact("fsdp", "parameters are flattened")
     tensors = [value for state_dict in selection.candidates for value in state_dict.entries.values()]
     others = [value for value in tensors if type(value) is not TensorSpec]
@@ -301,11 +300,12 @@ def _sharded(selection: Selection, keys: list[str]) -> Fact | None:
 _SHARDED = {"dtensor": "DTensor", "sharded": "ShardedTensor"}
 
 
-def _parallel(keys: list[str]) -> Fact | None:
-    if "module" not in "\n".join(keys) or "n_averaged" in keys:
+def _parallel(keys: Names) -> Fact | None:
+    if "module" not in keys.text or "n_averaged" in keys:
         return None
-    names = [without(key, tuple(PRIVATE_SEGMENTS)) for key in keys] if private_segments(keys) else keys
-    if shared_root(names) != "module":
+    private = keys.private_segments()
+    names = Names([without(key, tuple(PRIVATE_SEGMENTS)) for key in keys]) if private else keys
+    if names.shared_root != "module":
         return None
     return Fact("ddp", f'every one of {len(keys)} keys lies below "module." (DataParallel or DDP)')
 
@@ -315,11 +315,11 @@ def _named_strategy(settings: DictNode, sources: Sequence[str]) -> Fact | None:
     return fact if fact is not None and isinstance(fact.value, str) else None
 
 
-def _ema(selection: Selection, settings: DictNode, sources: Sequence[str]) -> Fact | None:
+def _ema(selection: Selection, keys: Names, settings: DictNode, sources: Sequence[str]) -> Fact | None:
     averaged = next((state_dict for state_dict in selection.candidates if state_dict.role == "ema"), None)
     if averaged is not None:
         place = f'the state dict at "{averaged.name}"' if averaged.name else "the state dict"
         return Fact(True, f"{place} ({averaged.reason})" if averaged.reason else place)
-    if "n_averaged" in _keys(selection):
+    if "n_averaged" in keys:
         return Fact(True, 'the counter "n_averaged" of an AveragedModel')
     return _bool_flag(EMA_FLAGS, settings, sources)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+
+from ckptool.layouts.segments import Names
 
 LITEMA_COUNTERS = frozenset({"model_ema.decay", "model_ema.num_updates"})
 
 
-def underscored_twins(names: Collection[str]) -> dict[str, str]:
+def underscored_twins(names: Names) -> dict[str, str]:
     """Map ``ema_a_b_weight`` to ``a.b.weight`` where every such key has exactly one twin; else empty.
 
     Source: mmcv/runner/hooks/ema.py, ``f"ema_{name.replace('.', '_')}"`` for every parameter.
     """
-    flat = [name for name in names if name.startswith("ema_") and "." not in name]
+    flat = [name for name in _starting(names, "ema_") if "." not in name]
     return _matched(flat, {name: "ema_" + name.replace(".", "_") for name in names}) if flat else {}
 
 
-def dotless_twins(names: Collection[str]) -> dict[str, str]:
+def dotless_twins(names: Names) -> dict[str, str]:
     """Map ``model_ema.ab0weight`` to ``model.a.b.0.weight`` where every such key has exactly one twin; else empty.
 
     Source: ldm/modules/ema.py (LitEma), ``name.replace('.', '')`` for every trained parameter below ``model``; it
     cannot be turned back from the name alone.
     """
-    flat = [name for name in names if name.startswith("model_ema.") and name not in LITEMA_COUNTERS]
-    below = {name: name.removeprefix("model.") for name in names if name.startswith("model.")} if flat else {}
+    flat = [name for name in _starting(names, "model_ema.") if name not in LITEMA_COUNTERS]
+    below = {name: name.removeprefix("model.") for name in _starting(names, "model.")} if flat else {}
     return _matched(flat, {name: "model_ema." + tail.replace(".", "") for name, tail in below.items()})
+
+
+def _starting(names: Names, front: str) -> list[str]:
+    return [name for name in names if name.startswith(front)] if front in names.text else []
 
 
 def _matched(flat: list[str], flattened: Mapping[str, str]) -> dict[str, str]:

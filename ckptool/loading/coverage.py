@@ -11,7 +11,7 @@ from typing import Any
 
 from ckptool.layouts.reference import LEFT_OVER
 from ckptool.layouts.roots import EMA_ROOTS, LOSS_ENDINGS, LOSS_ROOTS, SIDE_KEYS
-from ckptool.layouts.segments import private_segments, quoted, without
+from ckptool.layouts.segments import Names, quoted, without
 from ckptool.loading.checked import RENAMED, STRIP_COMMAND, WOULD_MATCH
 from ckptool.model.loading import LoadReport
 from ckptool.model.verification import Check, CheckStatus, VerifyOptions
@@ -66,7 +66,7 @@ def _without(names: Iterable[str], excused: Collection[str]) -> tuple[str, ...]:
 
 def _is_side_part(name: str) -> bool:
     """Tell whether a key lies below a loss, a metric or an average: no loader of the network wants it."""
-    root = without(name, private_segments([name])).partition(".")[0]
+    root = without(name, Names([name]).private_segments()).partition(".")[0]
     return root in _SIDE_ROOTS or root.endswith(LOSS_ENDINGS)
 
 

@@ -26,13 +26,6 @@ class Finding:
     text: str
 
 
-class Member(NamedTuple):
-    """Name one part of the container and its size in bytes as stored."""
-
-    name: str
-    nbytes: int
-
-
 class Shard(NamedTuple):
     """Name one file of a checkpoint in several, its size in bytes, and the keys in it."""
 
@@ -63,7 +56,6 @@ class Checkpoint:
     storages: tuple[Storage, ...] = ()
     globals: tuple[GlobalUse, ...] = ()
     findings: tuple[Finding, ...] = ()
-    members: tuple[Member, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()

@@ -18,6 +18,7 @@ from ckptool.formats.pickle.reading import (
     GlobalLog,
     LoadNamed,
     LoadStorage,
+    LoadStorages,
     Malformed,
     PickledStorage,
     Reading,
@@ -31,6 +32,7 @@ from ckptool.model.values import GlobalRef, TensorSpec
 __all__ = [
     "GlobalLog",
     "LoadStorage",
+    "LoadStorages",
     "PickledStorage",
     "StorageType",
     "TruncatedPickle",
@@ -72,21 +74,23 @@ def read_pickle(
     label: str,
     load_storage: LoadStorage | None,
     log: GlobalLog,
-    start: int = 0,
+    load_storages: LoadStorages | None = None,
     load_named: LoadNamed | None = None,
+    start: int = 0,
 ) -> Unpickled:
     """Read the pickle that begins at byte ``start``; ``label`` names it in messages and in the log.
 
     ``load_storage`` gets persistent ids as ``("storage", StorageType, key, location, numel[, view])``, only the
-    second checked; ``load_named`` gets those that are texts, as before torch 0.1.10. What the log holds stays when the
-    rest turns out to be malformed.
+    second checked; ``load_storages`` the columns of many such, from the second to the fifth, and may give None: then
+    they are loaded one by one. ``load_named`` gets those that are texts, as before torch 0.1.10. What the log holds
+    stays when the rest turns out to be malformed.
 
     :raises UnreadableCheckpoint: the bytes are no pickle, or one that only running it could complete.
     """
     reading = Reading(label, log, len(data) - start)
     with _without_collector():
         try:
-            return _run(Machine(bytes(data), start, reading, load_storage, load_named))
+            return _run(Machine(bytes(data), start, reading, load_storage, load_storages, load_named))
         except BareStorage:
             # Rare, and a look at what every storage becomes would cost each of the others: read again with that look.
             load_view = None if load_storage is None else lambda pid: view_storage(load_storage(pid))

@@ -16,6 +16,7 @@ from ckptool.formats.pickle.reading import (
     Handler,
     LoadNamed,
     LoadStorage,
+    LoadStorages,
     Malformed,
     Reading,
     StorageType,
@@ -44,7 +45,7 @@ _EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
 
 
 class Machine(Engine):
-    """Execute the opcodes; ``load_storage`` answers persistent ids, where the container has storages."""
+    """Execute the opcodes; ``load_storage`` and ``load_storages`` answer persistent ids, where there are storages."""
 
     def __init__(
         self,
@@ -52,10 +53,12 @@ class Machine(Engine):
         start: int,
         reading: Reading,
         load_storage: LoadStorage | None,
+        load_storages: LoadStorages | None = None,
         load_named: LoadNamed | None = None,
     ) -> None:
         super().__init__(data, start, reading)
         self.load_storage = load_storage
+        self.load_storages = load_storages
         self.load_named = load_named
         self._names: dict[tuple[str, str], Any] = {}
         # By identity of the GlobalRef, which ``_names`` keeps alive: hashing its fields takes ten times as long.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,6 +46,9 @@ class PickledStorage(NamedTuple):
 
 
 LoadStorage = Callable[[tuple[Any, ...]], Any]
+LoadStorages = Callable[
+    [Sequence[StorageType], Sequence[str], Sequence[str], Sequence[int]], "list[PickledStorage] | None"
+]
 LoadNamed = Callable[[str], Any]
 
 _WORST_FIRST = {"dangerous": 0, "unknown": 1, "info": 2, "safe": 3}

@@ -11,14 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, repeat
 from struct import pack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.errors import CkptoolError
 from ckptool.formats.pickle.engine import Postponed
-from ckptool.formats.pickle.reading import LoadStorage, Malformed
-from ckptool.formats.pickle.tensors import rebuild_view
+from ckptool.formats.pickle.reading import Malformed, StorageType
+from ckptool.formats.pickle.tensors import rebuild_views
 from ckptool.model.values import DictNode, TensorSpec
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def read_tensors(machine: Machine, position: int) -> int | None:
         return None
     columns = _Columns(*zip(*rows, strict=True))
     try:
-        opcodes = _execute(machine, machine.load_storage, columns)
+        opcodes = _execute(machine, columns)
     except (_Irregular, KeyError, UnicodeDecodeError, Malformed, CkptoolError):
         return None  # the loop will find the same, and say where
     machine.count(opcodes - 1)  # the loop counts one itself
@@ -116,13 +116,13 @@ def _match_rows(data: bytes, position: int, limit: int) -> tuple[list[tuple[byte
     return rows, position
 
 
-def _execute(machine: Machine, load_storage: LoadStorage, columns: _Columns) -> int:
+def _execute(machine: Machine, columns: _Columns) -> int:
     """Do what the opcodes say; only the last lines change anything. Give their number."""
     known = _look_up(machine, columns)
     _check_lengths(columns)
     puts = _list_puts(columns)
     first = _check_indices(machine, b"".join(puts))
-    group = _make_group(machine, load_storage, columns, known)
+    group = _make_group(machine, columns, known)
     is_remembered = list(map(bool, puts))
     machine.postpone(Postponed(first, is_remembered, group.remembered))
     machine.stack[-1:] = chain.from_iterable(zip(group.tensors, group.keys, strict=True))
@@ -212,20 +212,33 @@ class _Group(NamedTuple):
         return chain.from_iterable(zip(*columns, self.keys, strict=True))
 
 
-def _make_group(machine: Machine, load_storage: LoadStorage, columns: _Columns, known: dict[bytes, Any]) -> _Group:
+def _make_group(machine: Machine, columns: _Columns, known: dict[bytes, Any]) -> _Group:
     words = [known[opcode] for opcode in columns.word]
     kinds = [known[opcode] for opcode in columns.kind]
     types = [machine.storage_types[id(kind)] for kind in kinds]
     names = list(map(bytes.decode, columns.name))
     places = _values(columns.place, columns.place_text, known)
     numels = _first_numbers(columns.numel)
-    storages = list(map(load_storage, zip(words, types, names, places, numels, strict=True)))
+    storages = _load(machine, types, names, places, numels)
     offsets = _first_numbers(columns.offset)
     shapes, strides = list(map(_read_numbers, columns.shape)), list(map(_read_numbers, columns.stride))
     flags = [opcode == _TRUE for opcode in columns.requires_grad]
-    tensors = list(map(rebuild_view, storages, offsets, shapes, strides, flags))
+    tensors = rebuild_views(storages, offsets, shapes, strides, flags)
     keys = _values(columns.key, columns.key_text, known)
     return _Group(words, kinds, names, places, numels, storages, offsets, shapes, strides, flags, tensors, keys)
+
+
+def _load(
+    machine: Machine, types: list[StorageType], names: list[str], places: list[Any], numels: list[int]
+) -> list[Any]:
+    """Load the storages, at once where they are all new and each place is text."""
+    if machine.load_storages is not None and set(map(type, places)) == {str}:
+        found = machine.load_storages(types, names, places, numels)
+        if found is not None:
+            return found
+    if machine.load_storage is None:
+        raise _Irregular
+    return list(map(machine.load_storage, zip(repeat("storage"), types, names, places, numels)))
 
 
 def _values(gets: tuple[bytes, ...], texts: tuple[bytes, ...], known: dict[bytes, Any]) -> list[Any]:

@@ -5,6 +5,7 @@ Source: torch/_utils.py and torch/_tensor.py of torch 2.13 and their ancestors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -121,15 +122,29 @@ def _dtype_of(storage: Any) -> Any:
     return storage.dtype or _BYTES if type(storage) in _STORAGES else None
 
 
-def rebuild_view(
-    storage: PickledStorage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], requires_grad: bool
-) -> TensorSpec:
-    """Rebuild a tensor of its storage's element type without hooks and lazy bits, as nearly all are."""
-    dtype = storage.dtype or _BYTES
-    start = _place(storage, dtype, offset, _measure_integers(shape, stride))
-    if dtype.kind == "quantized":
-        raise Malformed("rebuilds a plain tensor from a quantized storage")
-    return TensorSpec(dtype, shape, stride, start, storage.storage, False, False, requires_grad)
+def rebuild_views(
+    storages: Sequence[PickledStorage],
+    offsets: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    strides: Sequence[tuple[int, ...]],
+    flags: Sequence[bool],
+) -> list[TensorSpec]:
+    """Rebuild tensors of their storages' element types without hooks and lazy bits, as nearly all are.
+
+    ``flags`` say which ones require gradients.
+    """
+    specs = []
+    for found, offset, shape, stride, requires_grad in zip(storages, offsets, shapes, strides, flags, strict=True):
+        storage, dtype, start, held = found
+        span, numel = _measure_integers(shape, stride)
+        dtype = dtype or _BYTES
+        # What lies inside a storage that is there need not be asked whether it could be addressed.
+        if start or not 0 <= offset < held - span or numel > held:
+            offset = _place(found, dtype, offset, (span, numel))
+        if dtype.kind == "quantized":
+            raise Malformed("rebuilds a plain tensor from a quantized storage")
+        specs.append(TensorSpec(dtype, shape, stride, offset, storage, False, False, requires_grad))
+    return specs
 
 
 def _rebuild_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
