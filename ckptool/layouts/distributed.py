@@ -6,6 +6,7 @@ torch/distributed/_shard/sharded_tensor/api.py (``ShardedTensor.__getstate__``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,12 @@ class Share:
 
 def whole_tensors(entries: dict[str, Any]) -> dict[str, Any]:
     """Give distributed tensors that are all on this rank as the plain tensors that they are."""
-    if OpaqueTensor not in set(map(type, entries.values())):
-        return entries
-    return {key: whole_tensor(value) for key, value in entries.items()}
+    return {key: whole_tensor(value) for key, value in entries.items()} if holds_opaque(entries) else entries
+
+
+def holds_opaque(entries: Mapping[str, Any]) -> bool:
+    """Tell whether one of the values is a tensor, but no dense array."""
+    return OpaqueTensor in set(map(type, entries.values()))
 
 
 def whole_tensor(value: Any) -> Any:

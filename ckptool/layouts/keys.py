@@ -9,7 +9,7 @@ from fnmatch import translate
 from operator import ne
 
 from ckptool.errors import PlanRefused
-from ckptool.layouts.distributed import is_shard, share_text
+from ckptool.layouts.distributed import holds_opaque, is_shard, share_text
 from ckptool.layouts.draft import Draft
 from ckptool.layouts.reference import follow_reference
 from ckptool.layouts.rename import renamed
@@ -25,7 +25,6 @@ from ckptool.layouts.segments import (
 )
 from ckptool.model.plans import KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
 from ckptool.model.rows import make_rows
-from ckptool.model.values import TensorSpec
 
 DEFAULT_OPTIONS = KeyOptions()
 
@@ -104,7 +103,7 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
                 f"{quoted(flat)}: FSDP flattened whole modules into one buffer, their names are not in the file; save "
                 "a full state dict (FULL_STATE_DICT)",
             )
-    shards = [key for key, value in draft.entries.items() if type(value) is not TensorSpec and is_shard(value)]
+    shards = [key for key, value in draft.entries.items() if is_shard(value)] if holds_opaque(draft.entries) else []
     if shards:
         share = share_text(draft.entries[shards[0]]) or "the rest is in those of the other ranks"
         raise PlanRefused(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Literal
 
 from ckptool.layouts import node_at
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import DiskUse
 from ckptool.model.plans import Role, StateDict
-from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, children
+from ckptool.model.values import DictNode, Storage, TensorSpec, children
 
 Group = Literal["weights", "ema", "optimizer", "other"]
 
+_GROUPS: tuple[Group, ...] = ("weights", "ema", "optimizer", "other")
 _GROUP_OF_ROLE: dict[Role, Group] = {"main": "weights", "peer": "weights", "raw": "weights", "ema": "ema"}
-_CONTAINERS = (DictNode, list, tuple, OpaqueTensor)
 
 
 def disk_use(checkpoint: Checkpoint, candidates: Iterable[StateDict]) -> DiskUse:
@@ -24,8 +25,8 @@ def disk_use(checkpoint: Checkpoint, candidates: Iterable[StateDict]) -> DiskUse
     for state_dict in sorted(candidates, key=lambda candidate: candidate.role == "ema"):
         tally.visit_entries(state_dict, node_at(checkpoint.root, state_dict.path))
     tally.visit(checkpoint.root, "other")
-    counted = tally.shown_bytes()
-    stored = {*tally.shown, *checkpoint.storages}
+    counted = tally.count_bytes()
+    stored = {*tally.storages(), *checkpoint.storages}
     hidden = sum([storage.nbytes for storage in stored]) - sum(counted.values())
     named = counted["weights"] + counted["ema"] + counted["optimizer"]
     rest = max(checkpoint.file_bytes - named - hidden, 0)
@@ -34,20 +35,19 @@ def disk_use(checkpoint: Checkpoint, candidates: Iterable[StateDict]) -> DiskUse
 
 @dataclass(slots=True)
 class _Tally:
-    """Collect the views of every storage; the first group to show a storage owns it."""
+    """Collect the tensors of every group; the first group to show a storage owns it."""
 
     seen: set[int] = field(default_factory=set)
-    shown: dict[Storage, list[TensorSpec]] = field(default_factory=dict)
-    owner: dict[Storage, Group] = field(default_factory=dict)
+    shown: dict[Group, list[TensorSpec]] = field(default_factory=lambda: {group: [] for group in _GROUPS})
 
     def visit_entries(self, state_dict: StateDict, node: Any) -> None:
         """Visit a state dict, and spare the walk through the whole file the way through its ``node``."""
         group = _GROUP_OF_ROLE[state_dict.role]
-        for value in state_dict.entries.values():
-            if type(value) is TensorSpec:
-                self._show(value, group)
-            else:
-                self.visit(value, group)
+        specs = [value for value in state_dict.entries.values() if type(value) is TensorSpec]
+        self.shown[group] += specs
+        if len(specs) < len(state_dict.entries):
+            for value in state_dict.entries.values():
+                self.visit(None if type(value) is TensorSpec else value, group)
         if isinstance(node, DictNode) and len(node) == len(state_dict.entries):
             self.seen.add(id(node))
             self.visit(node.attributes, group)
@@ -59,28 +59,40 @@ class _Tally:
             if id(value) in self.seen:
                 continue
             if type(value) is TensorSpec:
-                self._show(value, group)
+                self.shown[group].append(value)
                 continue
             self.seen.add(id(value))
             if isinstance(value, DictNode) and "state" in value and "param_groups" in value:
                 group = "optimizer"
             stack.extend((child, group) for _, child in children(value) if not isinstance(child, _PLAIN))
 
-    def _show(self, spec: TensorSpec, group: Group) -> None:
-        views = self.shown.get(spec.storage)
-        if views is None:
-            self.shown[spec.storage] = [spec]
-            self.owner[spec.storage] = group
-        else:
-            views.append(spec)
+    def storages(self) -> list[Storage]:
+        """List the storages of all tensors, one for each tensor."""
+        return [spec.storage for specs in self.shown.values() for spec in specs]
 
-    def shown_bytes(self) -> dict[Group, int]:
+    def count_bytes(self) -> dict[Group, int]:
         """Count the bytes that the tensors of each group show."""
-        counted: dict[Group, int] = {"weights": 0, "ema": 0, "optimizer": 0, "other": 0}
-        for storage, specs in self.shown.items():
-            is_whole = len(specs) == 1 and specs[0].nbytes == storage.nbytes and specs[0].is_contiguous
-            counted[self.owner[storage]] += storage.nbytes if is_whole else _covered(storage, specs)
+        storages = self.storages()
+        if len(set(storages)) == len(storages):
+            return {group: _count_apart(specs) for group, specs in self.shown.items()}
+        counted: dict[Group, int] = dict.fromkeys(_GROUPS, 0)
+        owner: dict[Storage, Group] = {}
+        views: dict[Storage, list[TensorSpec]] = {}
+        for group, specs in self.shown.items():
+            for spec in specs:
+                owner.setdefault(spec.storage, group)
+                views.setdefault(spec.storage, []).append(spec)
+        for storage, specs in views.items():
+            counted[owner[storage]] += _covered(storage, specs)
         return counted
+
+
+def _count_apart(specs: list[TensorSpec]) -> int:
+    """Count the bytes that tensors show which share no storage; nearly always, each is the whole of its own."""
+    stored = [spec.storage.nbytes for spec in specs]
+    if [spec.nbytes for spec in specs] == stored and all(map(attrgetter("is_contiguous"), specs)):
+        return sum(stored)
+    return sum([_covered(spec.storage, [spec]) for spec in specs])
 
 
 _PLAIN = (str, int, float, bool, type(None))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from ckptool.model.inspection import Architecture, Layer, ModuleNode, TensorRow
-from ckptool.operations.module_tree import Branch, is_number
+from ckptool.operations.module_tree import Branch, grow, is_number
 
 # What a weight with so many dimensions belongs to, in torch.nn.
 _KIND_BY_DIMENSIONS = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
@@ -21,56 +22,52 @@ _LANGUAGE_HEAD = frozenset({"lm_head", "embed_out", "output_projection"})
 _MAX_INPUT_CHANNELS = 16
 
 
-def preview(rows: Sequence[TensorRow], root: Branch, in_order: bool) -> Architecture | None:
+def preview(rows: Sequence[TensorRow], in_order: bool) -> Architecture | None:
     """Describe the network that the tensors (clean names) come from, or None where none looks like a layer.
 
     ``in_order`` says that the rows come in the order of the modules; safetensors files sort them by name instead.
     """
-    layers = list(_layers(rows))
-    through = [layer for layer in layers if layer.kind in _LAYER_KINDS]
+    kinds, through = _layers(rows)
     if not through:
         return None
     first = through[0] if in_order else _only(_unfed(through))
     last = through[-1] if in_order else _only(_heads(through))
     return Architecture(
-        layers=_count(layer.kind for layer in layers),
+        layers=dict(Counter(kinds)),
         first=first,
         last=last,
         widths=tuple(dict.fromkeys(layer.outputs for layer in through[:-1])) if in_order else (),
         input_channels=first.inputs if first and _reads_channels(first) else None,
         classes=_classes(first, last, through, in_order),
         vocabulary=_vocabulary(through),
-        blocks=tuple(_blocks("", root)),
+        blocks=tuple(_blocks("", grow(rows))),
     )
 
 
-def _layers(rows: Sequence[TensorRow]) -> Iterable[Layer]:
-    names = {row.key for row in rows}
-    for row in rows:
-        module, _, leaf = (row.key or "").rpartition(".")
-        if leaf == "weight" and row.shape:
-            yield _layer(module, row.shape, names)
-
-
-def _layer(module: str, shape: tuple[int, ...], names: set[str | None]) -> Layer:
-    if len(shape) == 1:
-        kind = "batch norm" if f"{module}.running_mean" in names else "norm"
-        return Layer(module, kind, shape[0], shape[0], shape)
-    if len(shape) == 2 and f"{module}.bias" not in names and _is_embedding(module.lower()):
-        return Layer(module, "embedding", shape[0], shape[1], shape)
-    return Layer(module, _KIND_BY_DIMENSIONS.get(len(shape), "other"), shape[1], shape[0], shape)
+def _layers(rows: Sequence[TensorRow]) -> tuple[list[str], list[Layer]]:
+    """Give the kind that each weight suggests, and those layers that a signal is multiplied through."""
+    keys = frozenset([row[0] for row in rows])
+    kinds: list[str] = []
+    through: list[Layer] = []
+    for key, _, _, shape, _, _ in rows:
+        if not key or not shape or key[-7:] not in (".weight", "weight"):
+            continue
+        module = key[:-7]
+        if len(shape) == 1:
+            kinds.append("batch norm" if f"{module}.running_mean" in keys else "norm")
+            continue
+        is_embedding = len(shape) == 2 and f"{module}.bias" not in keys and _is_embedding(module.lower())
+        kind = "embedding" if is_embedding else _KIND_BY_DIMENSIONS.get(len(shape), "other")
+        kinds.append(kind)
+        if kind in _LAYER_KINDS:
+            sizes = shape if is_embedding else (shape[1], shape[0])
+            through.append(Layer(module, kind, sizes[0], sizes[1], shape))
+    return kinds, through
 
 
 def _is_embedding(module: str) -> bool:
     # Looking for the letters first spares almost every layer the pattern.
     return ("emb" in module or "wte" in module or "wpe" in module) and _EMBEDDING.search(module) is not None
-
-
-def _count(kinds: Iterable[str]) -> Mapping[str, int]:
-    counts: dict[str, int] = {}
-    for kind in kinds:
-        counts[kind] = counts.get(kind, 0) + 1
-    return counts
 
 
 def _unfed(layers: list[Layer]) -> list[Layer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +20,7 @@ from ckptool.model.inspection import (
 from ckptool.model.results import TensorStatistics
 from ckptool.model.training import Fact, Training
 from ckptool.model.values import GlobalUse
+from ckptool.reports.json import Encoded, encode_texts, to_text
 
 SCHEMA = "ckptool.inspect/1"
 
@@ -47,7 +49,7 @@ def document(inspection: Inspection) -> dict[str, Any]:
         "next_reason": inspection.next.reason,
     }
     if inspection.tensors is not None:
-        fields["tensors"] = list(map(_tensor, inspection.tensors))
+        fields["tensors"] = _tensors(inspection.tensors)
     if inspection.tree is not None:
         fields["tree"] = _module(inspection.tree)
     return fields
@@ -132,19 +134,22 @@ def _architecture(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _tensor(tensor: TensorRow) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "key": tensor.key,
-        "source_key": tensor.source_key,
-        "dtype": tensor.dtype,
-        "shape": tensor.shape,
-        "bytes": tensor.nbytes,
-    }
-    if tensor.statistics is not None:
-        fields["statistics"] = _statistics(tensor.statistics)
-    return fields
+def _tensors(tensors: Sequence[TensorRow]) -> Encoded:
+    """Write one object for each tensor; few texts stand for the element types and shapes of many."""
+    keys = encode_texts([tensor.key or "" for tensor in tensors])
+    sources = encode_texts([tensor.source_key for tensor in tensors])
+    dtypes = {name: to_text(name) for name in {tensor.dtype for tensor in tensors}}
+    shapes = {shape: to_text(shape) for shape in {tensor.shape for tensor in tensors}}
+    return Encoded(
+        [
+            f'{{"key": {_or_null(name, key)}, "source_key": "{source}", "dtype": {dtypes[dtype]}, '
+            f'"shape": {shapes[shape]}, "bytes": {nbytes}{_statistics(statistics)}}}'
+            for key, source, (name, _, dtype, shape, nbytes, statistics) in zip(keys, sources, tensors, strict=True)
+        ]
+    )
 
 
+<<<<<<< HEAD
 def _special(tensor: SpecialTensor) -> dict[str, Any]:
     return {
         "key": tensor.key,
@@ -163,6 +168,17 @@ def _special(tensor: SpecialTensor) -> dict[str, Any]:
 
 def _statistics(statistics: TensorStatistics) -> dict[str, Any]:
     return {**asdict(statistics), "finite": statistics.finite, "finite_share": statistics.finite_share}
+=======
+def _or_null(name: str | None, encoded: str) -> str:
+    return "null" if name is None else f'"{encoded}"'
+
+
+def _statistics(statistics: TensorStatistics | None) -> str:
+    if statistics is None:
+        return ""
+    fields = {**asdict(statistics), "finite": statistics.finite, "finite_share": statistics.finite_share}
+    return f', "statistics": {to_text(fields)}'
+>>>>>>> 0f4277f (Tabulate the tensors once, and write their JSON by column)
 
 
 def _module(node: ModuleNode) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ckptool.errors import PlanRefused
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import TensorRow
 from ckptool.model.sources import Progress
-from ckptool.model.values import OpaqueTensor, TensorSpec, walk
+from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.model.verification import Check, VerifyOptions
 from ckptool.operations.health.batchnorm import check_batchnorm
 from ckptool.operations.health.container import check_integrity, check_keys, check_safety
@@ -17,9 +17,9 @@ from ckptool.operations.health.roles import Ends
 from ckptool.operations.health.survey import survey
 from ckptool.operations.health.untrained import check_untrained
 from ckptool.operations.health.values import check_dead, check_duplicates, check_finite, check_outliers
-from ckptool.operations.module_tree import grow
 from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.preview import preview
+from ckptool.operations.tables import by_place
 
 _Tensors = Mapping[str, TensorSpec | OpaqueTensor]
 
@@ -56,16 +56,12 @@ def _judged(cleaned: OpenedCheckpoint, options: VerifyOptions) -> _Tensors:
     except PlanRefused:
         if cleaned.selection.chosen is not None:
             return cleaned.state_dict.tensors
-        return {
-            "".join(path).removeprefix("."): value
-            for path, value in walk(cleaned.checkpoint.root)
-            if isinstance(value, TensorSpec | OpaqueTensor)
-        }
+        return by_place(cleaned.checkpoint)
 
 
 def _ends(checkpoint: Checkpoint, tensors: _Tensors) -> Ends:
     rows = [TensorRow(name, name, "", tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
-    network = preview(rows, grow(rows), in_order=not checkpoint.is_safetensors)
+    network = preview(rows, in_order=not checkpoint.is_safetensors)
     if network is None:
         return Ends(None, None)
     first, last = network.first, network.last
