@@ -135,21 +135,20 @@ def _architecture(architecture: Architecture) -> dict[str, Any]:
 
 
 def _tensors(tensors: Sequence[TensorRow]) -> Encoded:
-    """Write one object for each tensor; few texts stand for the element types and shapes of many."""
-    keys = encode_texts([tensor.key or "" for tensor in tensors])
-    sources = encode_texts([tensor.source_key for tensor in tensors])
-    dtypes = {name: to_text(name) for name in {tensor.dtype for tensor in tensors}}
-    shapes = {shape: to_text(shape) for shape in {tensor.shape for tensor in tensors}}
-    return Encoded(
-        [
-            f'{{"key": {_or_null(name, key)}, "source_key": "{source}", "dtype": {dtypes[dtype]}, '
-            f'"shape": {shapes[shape]}, "bytes": {nbytes}{_statistics(statistics)}}}'
-            for key, source, (name, _, dtype, shape, nbytes, statistics) in zip(keys, sources, tensors, strict=True)
-        ]
+    """Write one object for each tensor; what many have in common is written once."""
+    names = [tensor.key for tensor in tensors]
+    keys, sources = (
+        encode_texts([name or "" for name in names]),
+        encode_texts([tensor.source_key for tensor in tensors]),
     )
+    if None in names:
+        keys = ["null" if name is None else key for name, key in zip(names, keys, strict=True)]
+    facts = [tensor[2:] for tensor in tensors]
+    texts = {fact: to_text(_tensor_facts(*fact))[1:] for fact in set(facts)}
+    rows = zip(keys, sources, facts, strict=True)
+    return Encoded([f'{{"key": {key}, "source_key": {source}, {texts[fact]}' for key, source, fact in rows])
 
 
-<<<<<<< HEAD
 def _special(tensor: SpecialTensor) -> dict[str, Any]:
     return {
         "key": tensor.key,
@@ -166,19 +165,14 @@ def _special(tensor: SpecialTensor) -> dict[str, Any]:
     }
 
 
-def _statistics(statistics: TensorStatistics) -> dict[str, Any]:
-    return {**asdict(statistics), "finite": statistics.finite, "finite_share": statistics.finite_share}
-=======
-def _or_null(name: str | None, encoded: str) -> str:
-    return "null" if name is None else f'"{encoded}"'
-
-
-def _statistics(statistics: TensorStatistics | None) -> str:
-    if statistics is None:
-        return ""
-    fields = {**asdict(statistics), "finite": statistics.finite, "finite_share": statistics.finite_share}
-    return f', "statistics": {to_text(fields)}'
->>>>>>> 0f4277f (Tabulate the tensors once, and write their JSON by column)
+def _tensor_facts(
+    dtype: str, shape: tuple[int, ...] | None, nbytes: int, statistics: TensorStatistics | None
+) -> dict[str, Any]:
+    fields: dict[str, Any] = {"dtype": dtype, "shape": shape, "bytes": nbytes}
+    if statistics is not None:
+        shares = {"finite": statistics.finite, "finite_share": statistics.finite_share}
+        fields["statistics"] = asdict(statistics) | shares
+    return fields
 
 
 def _module(node: ModuleNode) -> dict[str, Any]:

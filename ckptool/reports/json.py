@@ -28,15 +28,17 @@ def to_json(document: Mapping[str, Any]) -> str:
     JSON has no word for a number that is not finite: it becomes ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``. An
     integer too long for Python to write in decimal becomes hexadecimal text.
     """
-    fields = [f"  {to_text(name)}: {_field(value)}" for name, value in document.items()]
-    return "{\n" + ",\n".join(fields) + "\n}\n"
+    pieces = ["{\n"]
+    for name, value in document.items():
+        pieces += (f"  {to_text(name)}: ", *_field(value), ",\n")
+    return "".join((*pieces[:-1], "\n}\n"))
 
 
-def _field(value: Any) -> str:
+def _field(value: Any) -> Sequence[str]:
     if not isinstance(value, list | tuple) or not value:
-        return to_text(value)
+        return (to_text(value),)
     items = value if isinstance(value, Encoded) else map(to_text, value)
-    return "[\n    " + ",\n    ".join(items) + "\n  ]"
+    return "[\n    ", ",\n    ".join(items), "\n  ]"
 
 
 def to_text(value: Any) -> str:
@@ -53,9 +55,9 @@ def to_text(value: Any) -> str:
 
 
 def encode_texts(texts: Sequence[str]) -> list[str]:
-    """Write each text, without the quotes around it."""
-    # A quote inside a text has a backslash before it, so that this stands between two texts only.
-    return to_text(texts)[2:-2].split('", "') if texts else []
+    """Write each text, far faster than one by one."""
+    # A quote inside a text has a backslash before it, and a line break is written: neither stands inside of one.
+    return to_text(texts)[1:-1].replace('", "', '"\n"').split("\n") if texts else []
 
 
 def _strict(value: Any) -> Any:
