@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ckptool.model.checkpoint import Shard
 from ckptool.model.plans import Certainty, KeyMove, KeyOptions, Note, Producer, Wrapper
-from ckptool.model.results import TensorStatistics
 from ckptool.model.training import Training
 from ckptool.model.values import GlobalUse
+
+if TYPE_CHECKING:  # few read the values
+    from ckptool.model.results import TensorStatistics
 
 Verdict = Literal["clean", "unknown", "dangerous"]
 SortOrder = Literal["file", "name", "size", "dtype", "shape"]

@@ -12,33 +12,43 @@ from ckptool.model.inspection import ModuleNode, TensorRow
 MAX_DEPTH = 64
 
 
-_NOTHING: dict[str, Branch] = {}
-
-
 class Branch:
-    """Hold one level of names: the tensor that ends here, if any, and what goes on."""
+    """Hold one level of names: what goes on below it, and the tensor that ends here as well, if one does.
+
+    A tensor that nothing lies below stands there itself.
+    """
 
     __slots__ = ("below", "leaf")
 
-    def __init__(self) -> None:
-        self.leaf: TensorRow | None = None
-        self.below: dict[str, Branch] = _NOTHING  # most end a name, and would never fill one of their own
+    def __init__(self, leaf: TensorRow | None = None) -> None:
+        self.leaf = leaf
+        self.below: dict[str, Branch | TensorRow] = {}
 
 
 def grow(rows: Iterable[TensorRow]) -> Branch:
     """Sort tensors into a tree by the segments of their clean names, in the given order."""
     root = Branch()
+    known: dict[str, dict[str, Branch | TensorRow]] = {}  # tensors share their modules: the way to each is gone once
     for row in rows:
-        branch = root
-        for segment in (row.key or row.source_key).split(".", MAX_DEPTH):
-            following = branch.below.get(segment)
-            if following is None:
-                if not branch.below:
-                    branch.below = {}
-                following = branch.below[segment] = Branch()
-            branch = following
-        branch.leaf = row
+        key = row[0] or row[1]
+        module, dot, name = key.rpartition(".")
+        below = known.get(module)
+        if below is None:
+            below = known[module] = _descend(root, module.split(".", MAX_DEPTH) if dot else ()).below
+        branch = below.setdefault(name, row)
+        if isinstance(branch, Branch):
+            branch.leaf = row
     return root
+
+
+def _descend(branch: Branch, segments: Iterable[str]) -> Branch:
+    """Follow segments, and make what is missing."""
+    for segment in segments:
+        below = branch.below.get(segment)
+        if not isinstance(below, Branch):
+            below = branch.below[segment] = Branch(below)
+        branch = below
+    return branch
 
 
 def fold(root: Branch, name: str = "") -> ModuleNode:
@@ -52,7 +62,9 @@ class _Folder:
 
     shapes: dict[object, int] = field(default_factory=dict)
 
-    def fold(self, name: str, branch: Branch) -> tuple[ModuleNode, int]:
+    def fold(self, name: str, branch: Branch | TensorRow) -> tuple[ModuleNode, int]:
+        if not isinstance(branch, Branch):
+            branch = Branch(branch)
         name, branch = follow_chain(name, branch)
         folded = [self.fold(segment, below) for segment, below in branch.below.items()]
         children = [child for child, _ in folded]
@@ -98,7 +110,7 @@ def follow_chain(name: str, branch: Branch) -> tuple[str, Branch]:
         return name, branch
     while branch.leaf is None and len(branch.below) == 1:
         segment, following = next(iter(branch.below.items()))
-        if following.leaf is not None:
+        if not isinstance(following, Branch) or following.leaf is not None:
             break
         name, branch = f"{name}.{segment}" if name else segment, following
         if is_number(segment):

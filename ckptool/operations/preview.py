@@ -112,21 +112,22 @@ def _vocabulary(layers: list[Layer]) -> int | None:
 def _blocks(name: str, branch: Branch) -> Iterable[ModuleNode]:
     """List the parts of a network: stacks of numbered blocks as one part each, everything else by its module."""
     numbers = [segment for segment in branch.below if is_number(segment)]
-    modules = [segment for segment, below in branch.below.items() if below.below]
+    modules = [below for below in branch.below.values() if isinstance(below, Branch)]
     if name and numbers and len(numbers) == len(branch.below) and modules:
         yield _sum_up(f"{name}.{_span(numbers)}", len(numbers), branch)
-    elif name and not any(_has_stack(branch.below[segment]) for segment in modules):
+    elif name and not any(map(_has_stack, modules)):
         yield _sum_up(name, 1, branch)
     else:
         for segment, below in branch.below.items():
-            yield from _blocks(f"{name}.{segment}" if name else segment, below)
+            path = f"{name}.{segment}" if name else segment
+            yield from _blocks(path, below) if isinstance(below, Branch) else (_sum_up(path, 1, below),)
 
 
 def _has_stack(branch: Branch) -> bool:
-    below = branch.below
-    if len(below) > 1 and all(map(is_number, below)) and any(child.below for child in below.values()):
+    modules = [below for below in branch.below.values() if isinstance(below, Branch)]
+    if len(branch.below) > 1 and modules and all(map(is_number, branch.below)):
         return True
-    return any(_has_stack(child) for child in below.values())
+    return any(map(_has_stack, modules))
 
 
 def _span(numbers: list[str]) -> str:
@@ -139,17 +140,19 @@ def _span(numbers: list[str]) -> str:
     return f"[{','.join(numbers)}]"
 
 
-def _sum_up(name: str, repeats: int, branch: Branch) -> ModuleNode:
+def _sum_up(name: str, repeats: int, branch: Branch | TensorRow) -> ModuleNode:
     rows = list(_leaves(branch))
     elements = sum([math.prod(row.shape) for row in rows if row.shape is not None])
     return ModuleNode(name, repeats, len(rows), elements, sum([row.nbytes for row in rows]))
 
 
-def _leaves(branch: Branch) -> Iterable[TensorRow]:
+def _leaves(branch: Branch | TensorRow) -> Iterable[TensorRow]:
     stack = [branch]
     while stack:
         current = stack.pop()
+        if not isinstance(current, Branch):
+            yield current
+            continue
         if current.leaf is not None:
             yield current.leaf
-        if current.below:
-            stack.extend(current.below.values())
+        stack.extend(current.below.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptool.model.checkpoint import Shard
 from ckptool.model.inspection import (
@@ -17,10 +17,12 @@ from ckptool.model.inspection import (
     StateDictSummary,
     TensorRow,
 )
-from ckptool.model.results import TensorStatistics
 from ckptool.model.training import Fact, Training
 from ckptool.model.values import GlobalUse
 from ckptool.reports.json import Encoded, encode_texts, to_text
+
+if TYPE_CHECKING:  # few read the values
+    from ckptool.model.results import TensorStatistics
 
 SCHEMA = "ckptool.inspect/1"
 
