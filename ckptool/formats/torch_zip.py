@@ -51,7 +51,9 @@ def read_torch_zip(file: InputFile, archive: Archive) -> Checkpoint:
     :raises UnreadableCheckpoint: it is damaged, or contradicts itself. ``globals`` of the error are those found until
         then.
     """
-    records = {name: record for name, record in archive.records.items() if not name.endswith("/")}
+    records = archive.records
+    if any(name.endswith("/") for name in records):
+        records = {name: record for name, record in records.items() if not name.endswith("/")}
     root = find_root(archive.records)
     facts = read_facts(file, records, root)
     table = StorageTable(file, records, f"{root}/data/", big_endian=facts.get("byteorder") == "big")
@@ -162,6 +164,7 @@ class StorageTable:
         self._prefix = prefix
         self._big_endian = big_endian
         self._loaded: dict[str, PickledStorage] = {}
+        self._used: set[str] = set()
 
     def load(self, identifier: tuple[Any, ...]) -> PickledStorage:
         """Find the storage that a persistent id names: ("storage", type, key, location, elements)."""
@@ -195,6 +198,7 @@ class StorageTable:
         storages = [Storage(key, source, nbytes, location, big) for key, source, nbytes, location in columns]
         found = make_rows(PickledStorage, storages, dtypes, [0] * len(keys), numels)
         self._loaded.update(zip(keys, found, strict=True))
+        self._used.update(names)
         return found
 
     def _are_new(self, keys: Sequence[str]) -> bool:
@@ -205,6 +209,7 @@ class StorageTable:
         record = self._records.get(self._prefix + key)
         if record is None:
             raise UnreadableCheckpoint(f"the storage {key!r:.80} has no record in the archive; {_AGAIN}")
+        self._used.add(record.name)
         itemsize = kind.dtype.itemsize if kind.dtype else 1
         if numel * itemsize != record.nbytes:
             raise UnreadableCheckpoint(
@@ -235,8 +240,7 @@ class StorageTable:
 
     def left_over(self) -> list[str]:
         """List the records that are no storage of the pickle's, in the order of the file."""
-        used = {self._prefix + key for key in self._loaded}
-        return [name for name in self._records if name not in used]
+        return [name for name in self._records if name not in self._used]
 
 
 def check_identifier(kind: Any, key: Any, location: Any, numel: Any) -> None:

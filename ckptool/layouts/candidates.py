@@ -118,10 +118,12 @@ def _is_weights_like(value: Any) -> bool:
     """Tell a state dict: text keys, at least half of the values tensors, and not only counters or random states."""
     if not isinstance(value, DictNode) or is_optimizer_like(value):
         return False
-    tensors = [(key, child) for key, child in value.pairs if _is_tensor(child)]
-    if not tensors or not all(type(key) is str for key, _ in value.pairs):
+    tensors = [pair for pair in value.pairs if type(pair[1]) is TensorSpec or _is_tensor(pair[1])]
+    if not tensors or set(map(type, [key for key, _ in value.pairs])) != {str}:
         return False
-    judged = len(value.pairs) - sum([_says_nothing(key, child) for key, child in value.pairs])
+    judged = len(value.pairs)
+    if judged > len(tensors):  # where all are tensors, they are enough
+        judged -= sum([_says_nothing(key, child) for key, child in value.pairs])
     return 2 * len(tensors) >= judged and not all(_is_side_value(key, child) for key, child in tensors)
 
 
