@@ -16,7 +16,7 @@ from ckptool.formats.pickle import GlobalLog, read_pickle, scan_rest
 from ckptool.formats.sources import DeflatedTail, StoredRange
 from ckptool.formats.torch_zip import LARGEST_PICKLE
 from ckptool.formats.zip import STORED, Archive, Record
-from ckptool.model.checkpoint import Checkpoint, Member
+from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.checksums import crc32, crc32_behind
 from ckptool.model.dtypes import BY_NUMPY, DType
 from ckptool.model.sources import ByteSource
@@ -98,7 +98,6 @@ def _checkpoint(file: InputFile, kind: str, root: Any, log: GlobalLog, members: 
         storages=tuple(value.storage for value in values if type(value) is TensorSpec),
         globals=log.uses(),
         findings=tuple(log.findings),
-        members=members,
     )
 
 

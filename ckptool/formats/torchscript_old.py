@@ -18,7 +18,7 @@ from ckptool.formats.pickle import PickledStorage, view_tensor
 from ckptool.formats.torch_zip import find_root, storage_findings
 from ckptool.formats.torchscript import Weights
 from ckptool.formats.zip import Archive, Record
-from ckptool.model.checkpoint import Checkpoint, Finding, Member
+from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.dtypes import BY_NAME, DType
 from ckptool.model.values import Storage, TensorSpec
 
@@ -69,7 +69,6 @@ def read_old_torchscript(file: InputFile, archive: Archive) -> Checkpoint:
         file=file,
         storages=tuple(used),
         findings=(*archive.findings, found, *storage_findings(used, [])),
-        members=tuple(Member(name, record.stored_bytes) for name, record in archive.records.items()),
         facts={"torch_version": version} if type(version) is str else {},
     )
 
