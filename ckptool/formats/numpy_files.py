@@ -71,7 +71,7 @@ def read_npy(file: InputFile) -> Checkpoint:
     )
     log = GlobalLog()
     value = _read_array(place, log)
-    return _checkpoint(file, "npy", value, log, (Member("array", file.size),))
+    return _checkpoint(file, "npy", value, log)
 
 
 def read_npz(file: InputFile, archive: Archive) -> Checkpoint:
@@ -82,12 +82,11 @@ def read_npz(file: InputFile, archive: Archive) -> Checkpoint:
     log = GlobalLog()
     records = archive.records
     pairs = [(name.removesuffix(".npy"), _read_record(file, record, log)) for name, record in records.items()]
-    members = tuple(Member(name, record.stored_bytes) for name, record in records.items())
     log.findings[:0] = archive.findings
-    return _checkpoint(file, "npz", DictNode(pairs), log, members)
+    return _checkpoint(file, "npz", DictNode(pairs), log)
 
 
-def _checkpoint(file: InputFile, kind: str, root: Any, log: GlobalLog, members: tuple[Member, ...]) -> Checkpoint:
+def _checkpoint(file: InputFile, kind: str, root: Any, log: GlobalLog) -> Checkpoint:
     values = [value for _, value in root.pairs] if isinstance(root, DictNode) else [root]
     return Checkpoint(
         path=file.path,

@@ -25,7 +25,7 @@ from ckptool.formats.pickle.reading import (
     StorageType,
 )
 from ckptool.formats.pickle.severity import normalise
-from ckptool.formats.pickle.tensors import STORAGE_TYPES, as_parameter, rebuild_view, view_storage
+from ckptool.formats.pickle.tensors import STORAGE_TYPES, as_parameter, rebuild_views, view_storage
 from ckptool.formats.pickle.tree import check_tree
 from ckptool.model.values import GlobalRef, TensorSpec
 
@@ -134,7 +134,7 @@ def view_tensor(
     :raises UnreadableCheckpoint: it reaches beyond the storage, or no tensor can be like it.
     """
     try:
-        view = rebuild_view(storage, offset, shape, stride, requires_grad)
+        (view,) = rebuild_views((storage,), (offset,), (shape,), (stride,), (requires_grad,))
         if is_parameter:
             view = as_parameter(view, requires_grad)
     except Malformed as error:
