@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import builtins
 import contextlib
 import io
 import math
@@ -424,6 +425,7 @@ def test_a_legacy_module_id_is_its_class_and_the_source_is_never_used() -> None:
         ("collections", "OrderedDict", ({},)),
         ("collections", "defaultdict", (5,)),
         ("torch", "Size", (5,)),
+        ("torch", "Size", ((1, "a"),)),
         ("torch", "device", (5,)),
         ("torch", "FloatTensor", (10**12,)),
         ("torch.storage", "UntypedStorage", (10**12,)),
@@ -442,6 +444,23 @@ def test_known_names_with_other_arguments_are_data_and_doubted(module: str, name
     assert type(value) is Stub
     assert severities(stream) == {f"{module}.{name}": "unknown"}
     assert codes(stream) == ["unexpected-arguments"]
+
+
+@pytest.mark.parametrize("name", ["set", "frozenset"])
+def test_what_new_does_not_look_at_is_no_content(name: str) -> None:
+    log = GlobalLog()
+    value = read(Pickle().name("builtins", name).value(((1, 2),)).newobj().stop(), log).value
+    made = getattr(builtins, name).__new__(getattr(builtins, name), (1, 2))
+    assert (type(value) is SetNode) == bool(made)
+    assert [use.ref.severity for use in log.uses()] == ["safe" if made else "unknown"]
+    assert type(read(Pickle().name("collections", "OrderedDict").value(([(1, 2)],)).newobj().stop()).value) is Stub
+
+
+@pytest.mark.parametrize("name", ["FloatStorage", "Size", "Tensor", "FloatTensor", "device"])
+def test_an_object_of_a_known_name_that_is_no_class_of_data_is_doubted(name: str) -> None:
+    stream = Pickle().name("torch", name).value((10**12, "x")).newobj().stop()
+    assert type(read(stream).value) is Stub
+    assert severities(stream) == {f"torch.{name}": "unknown"}
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,26 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 Kind = str  # what lies on the stack: "text", "int", "value", "tuple", "list", "dict", "set", "name", "object", "tensor"
 
 NAMES = (
-    ("collections", "OrderedDict"), ("builtins", "set"), ("builtins", "complex"), ("torch", "Size"),
-    ("torch", "float16"), ("_codecs", "encode"), ("os", "system"), ("builtins", "eval"), ("my.module", "Config"),
-    ("torch", "FloatStorage"), ("torch._utils", "_rebuild_tensor_v2"), ("argparse", "Namespace"), ("copyreg", "__newobj__"),
+    ("collections", "OrderedDict"), ("__builtin__", "set"), ("torch", "Size"), ("torch", "float16"),
+    ("torch", "FloatStorage"), ("torch._utils", "_rebuild_tensor_v2"), ("_codecs", "encode"), ("os", "system"),
+    ("builtins", "eval"), ("builtins", "complex"), ("my.module", "Config"), ("argparse", "Namespace"),
+    ("copyreg", "__newobj__"),
 )  # fmt: skip
+SAFE_NAMES = NAMES[:6]
+STORAGES = (4, 0, 7)  # 32-bit floats under the keys "0", "1" and "2"
 TEXTS = ("a", "weight", "", "layer.0.bias", "\u00e9", "latin1", "x" * 300)
 INTEGERS = (0, 1, -1, 4, 255, 256, 65_535, 2**31 - 1, -(2**31), 2**63, 2**100)
 _SCALARS = ("text", "int", "value")
 _KEYS = ("text", "int")
 _ANY = (*_SCALARS, "tuple", "list", "dict", "set", "name", "object", "tensor")
+
+
+Dialect = Literal["any", "plain", "torch"]  # plain: without names; torch: what its own safe reader understands
 
 
 class Draw(Protocol):
@@ -36,6 +42,7 @@ class Program:
 
     draw: Draw
     protocol: int
+    dialect: Dialect
     data: bytearray = field(default_factory=bytearray)
     stack: list[Kind] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
@@ -84,7 +91,8 @@ def _integer(program: Program) -> None:
 
 
 def _constant(program: Program) -> None:
-    program.push((b"N", b"I01\n", b"F2.5\n", b"G" + struct.pack(">d", -0.0))[program.draw(4)], "value")
+    values = (b"N", b"G" + struct.pack(">d", -0.0), b"I01\n", b"F2.5\n")
+    program.push(values[program.draw(2 if program.dialect == "torch" else 4)], "value")
 
 
 def _empty(program: Program) -> None:
@@ -104,17 +112,20 @@ def _close(program: Program) -> None:
     """End the open group in one of the ways that fit what is in it."""
     items = program.above()
     is_pairs = len(items) % 2 == 0 and all(kind in _KEYS for kind in items[::2])
-    ways: list[tuple[bytes, Kind | None]] = [(b"t", "tuple"), (b"l", "list"), (b"1", None)]
+    is_torch = program.dialect == "torch"
+    ways: list[tuple[bytes, Kind | None]] = (
+        [(b"t", "tuple")] if is_torch else [(b"t", "tuple"), (b"l", "list"), (b"1", None)]
+    )
     below = program.stack[program.marks[-1] - 1] if program.marks[-1] else ""
-    if is_pairs:
+    if is_pairs and not is_torch:
         ways.append((b"d", "dict"))
-        if below == "dict":
-            ways.append((b"u", None))
+    if is_pairs and below == "dict":
+        ways.append((b"u", None))
     if below == "list":
         ways.append((b"e", None))
     if below == "set" and all(kind in _KEYS for kind in items):
         ways.append((b"\x90", None))
-    if items and items[0] == "name":
+    if items and items[0] == "name" and not is_torch:
         ways.append((b"o", "object"))
     opcode, kind = ways[program.draw(len(ways))]
     del program.stack[program.marks.pop() :]
@@ -142,7 +153,8 @@ def _append(program: Program) -> None:
 
 
 def _name(program: Program) -> None:
-    module, name = NAMES[program.draw(len(NAMES))]
+    names = SAFE_NAMES if program.dialect == "torch" else NAMES
+    module, name = names[program.draw(len(names))]
     if program.protocol >= 4 and program.draw(2):
         operands = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
         program.push(operands + b"\x93", "name")
@@ -184,7 +196,8 @@ def _recall(program: Program) -> None:
 
 
 def _storage(program: Program) -> None:
-    key, numel = program.draw(3), (4, 0, 1, 7)[program.draw(4)]
+    key = program.draw(len(STORAGES))
+    numel = STORAGES[key]
     program.data += b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00%dX\x03\x00\x00\x00cpuK%ctQ" % (
         key,
         numel,
@@ -223,23 +236,29 @@ _ACTIONS: tuple[tuple[int, Callable[[Program], bool], Callable[[Program], None]]
     (0, lambda p: bool(p.memo), _recall),
     (2, lambda p: True, _tensor),
 )
+_UNSPOKEN: dict[Dialect, tuple[Callable[[Program], None], ...]] = {
+    "any": (),
+    "plain": (_name, _tensor),
+    "torch": (_pop, _duplicate),
+}
 
 
-def write_program(draw: Draw, steps: int) -> bytes:
+def write_program(draw: Draw, steps: int, dialect: Dialect = "any") -> bytes:
     """Write a program of so many steps that leaves exactly one value."""
-    protocol = draw(6)
-    program = Program(draw, protocol)
+    protocol = 2 if dialect == "torch" else draw(6)
+    program = Program(draw, protocol, dialect)
     if protocol >= 2:
         program.data += bytes([0x80, protocol])
+    actions = [(fits, act) for least, fits, act in _ACTIONS if protocol >= least and act not in _UNSPOKEN[dialect]]
     for _ in range(steps):
-        fitting = [act for least, fits, act in _ACTIONS if protocol >= least and fits(program)]
+        fitting = [act for fits, act in actions if fits(program)]
         fitting[draw(len(fitting))](program)
     while program.marks:
         _close(program)
     if not program.stack:
         _constant(program)
     while len(program.stack) > 1:
-        if protocol >= 2 and draw(4):
+        if protocol >= 2 and (dialect == "torch" or draw(4)):
             _combine(2, b"\x86")(program)
         else:
             _pop(program)

@@ -34,6 +34,10 @@ _CLASSES = frozenset({
     ("builtins", "set"), ("builtins", "frozenset"), ("collections", "Counter"), ("collections", "OrderedDict"),
     ("collections", "defaultdict"), ("torch", "Size"), ("torch.nn.parameter", "Parameter"),
 })  # fmt: skip
+# Their __new__ looks at no argument: what seems to be their content never gets there.
+_BORN_EMPTY = _CLASSES & {
+    ("builtins", "set"), ("collections", "Counter"), ("collections", "OrderedDict"), ("collections", "defaultdict"),
+}  # fmt: skip
 # The hottest opcodes call these without looking them up.
 _unpack_int4 = INT4.unpack_from
 
@@ -480,9 +484,9 @@ class Machine(Engine):
             raise Malformed("makes an object of something that is no class")
         self.reading.log.record(kind, self.where(position), called=True)
         spelled = severity.normalise(kind.module, kind.name)
-        if spelled in _CLASSES and kwargs is None:
+        if spelled in _CLASSES and kwargs is None and not (args and spelled in _BORN_EMPTY):
             return _HANDLERS[spelled](self.reading, kind, args)
-        if spelled in _HANDLERS:
+        if spelled in _SAFE:
             return self.reading.misfit(kind, args)
         return self.reading.stub(kind, args, kwargs)
 

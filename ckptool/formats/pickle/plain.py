@@ -103,7 +103,7 @@ def _make_object(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any
 
 
 def _make_size(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
-    if len(args) != 1 or type(args[0]) not in (list, tuple):
+    if len(args) != 1 or type(args[0]) not in (list, tuple) or not all(type(size) is int for size in args[0]):
         return reading.misfit(ref, args)
     reading.charge(len(args[0]))
     return tuple(args[0])
