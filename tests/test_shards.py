@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,16 @@ def _mix(folder: Path) -> None:
     torch.save(_loaded(folder / SECOND), folder / SECOND)
 
 
+def _script(folder: Path) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(folder / SECOND)
+
+
+def _zip(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "outer", "w") as archive:
+        archive.write(folder / SECOND, "inner.safetensors")
+    (folder / "outer").replace(folder / SECOND)
+
+
 def _nest(folder: Path) -> None:
     for path in folder.glob("*.safetensors"):
         torch.save({"state_dict": _loaded(path)}, path)
@@ -304,6 +315,8 @@ REFUSED = {
     "the same name in two shards": (_duplicate, "readers differ"),
     "a shard that is cut short": (_truncate, f"{SECOND!r}: the file is truncated"),
     "shards of two formats": (_mix, "different formats"),
+    "a program instead of a shard": (_script, "is no shard but torchscript"),
+    "an archive instead of a shard": (_zip, "is no shard but safetensors"),
     "containers instead of state dicts": (_nest, "no tensors at its top"),
     "one file under two names": (_link_twice, "are one file"),
     "a link that leads out": (_link_out, "leads out of the folder"),

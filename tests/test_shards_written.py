@@ -362,6 +362,23 @@ def test_in_place_replaces_the_one_file_of_a_folder(run, tmp_path):
     assert names_in(tmp_path / "out") == ["model.safetensors"]
 
 
+def test_pickled_shards_are_cleaned_in_place(run, tmp_path):
+    save_torch_state_dict(six("module."), tmp_path, max_shard_size=600, safe_serialization=False)
+    before = names_in(tmp_path)
+    assert run("strip-prefixes", tmp_path, "--in-place").status == 0
+    assert names_in(tmp_path) == before
+    assert_same(load_from(tmp_path, "pytorch_model{suffix}.bin"), six())
+
+
+def test_the_name_of_an_index_says_what_is_in_its_shards(run, single, tmp_path):
+    out = tmp_path / INDEX
+    ran = run("convert", single, out, "--max-shard-size", "600", "--to", "pt")
+    assert ran.status == 2
+    assert "does not stand for a torch file" in ran.err
+    assert run("strip-prefixes", single, out, "--max-shard-size", "600").status == 2
+    assert names_in(tmp_path) == ["in.pt"]
+
+
 def test_a_container_does_not_go_into_shards(run, tmp_path):
     torch.save({"state_dict": six(), "epoch": 3}, tmp_path / "in.pt")
     ran = run("strip-prefixes", tmp_path / "in.pt", tmp_path / "out", "--keep-rest", "--max-shard-size", "600")

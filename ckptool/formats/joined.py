@@ -127,7 +127,12 @@ def _placed(name: str, uses: Iterable[GlobalUse]) -> Iterator[GlobalUse]:
 
 
 def _common_format(names: Sequence[str], parts: Sequence[Checkpoint]) -> str:
-    kinds = {_FORMATS.get(part.format, part.format): name for name, part in zip(names, parts, strict=True)}
+    kinds: dict[str, str] = {}
+    for name, part in zip(names, parts, strict=True):
+        kind = _FORMATS.get(part.format)
+        if kind is None or "inside" in part.facts:
+            raise UnreadableCheckpoint(f"{name!r:.100} is no shard but {part.format}; name this file alone")
+        kinds.setdefault(kind, name)
     if len(kinds) > 1:
         listed = " and ".join(f"{name!r:.100} is {kind.removesuffix('-shards')}" for kind, name in kinds.items())
         raise UnreadableCheckpoint(f"its shards are of different formats ({listed}); convert them one by one")
@@ -206,8 +211,10 @@ def _check_total(metadata: Mapping[str, Any], values: Sequence[Any]) -> Iterator
         return
     tensors = [value for value in values if isinstance(value, TensorSpec | OpaqueTensor)]
     every_name = sum(tensor.nbytes for tensor in tensors)
+    if stated == every_name and not isinstance(stated, bool):
+        return
     distinct = {tensor.view_key if isinstance(tensor, TensorSpec) else id(tensor): tensor.nbytes for tensor in tensors}
-    if isinstance(stated, bool) or stated not in (every_name, sum(distinct.values())):
+    if isinstance(stated, bool) or stated != sum(distinct.values()):
         shown = f"{stated:,}" if isinstance(stated, int) else f"{stated!r:.40}"
         yield Finding("total-size", f"the index states {shown} bytes of tensors, and its shards hold {every_name:,}")
 

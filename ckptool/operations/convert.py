@@ -86,7 +86,7 @@ def _convert(
         _refuse_replacement(checkpoint)
     target = checkpoint.path if options.in_place else target
     output = sharded_output(checkpoint, source, target, kind, options)
-    _refuse_kind(target, kind, options)
+    _refuse_kind(target, output, kind, options)
     replaced = _replaced(checkpoint, target, output, options)
     carries_facts = kind == "safetensors" and options.metadata
     facts = facts_as_text(checkpoint, opened.selection) if carries_facts else NO_FACTS
@@ -140,12 +140,13 @@ def _tell(
     )
 
 
-def _refuse_kind(target: Path | None, kind: OutputKind, options: ConvertOptions) -> None:
+def _refuse_kind(target: Path | None, output: ShardedOutput | None, kind: OutputKind, options: ConvertOptions) -> None:
     if options.keep_rest and kind == "safetensors":
         raise OutputRefused(f"{target}: a safetensors file cannot keep the rest of a container; write a .pt file")
     if target is not None and target.suffix.lower() in _NEVER_WRITTEN:
         raise OutputRefused(f"{target}: ckptool writes .pt and .safetensors files only; name one, outside any archive")
-    if target is not None and not options.in_place and OUTPUT_SUFFIXES.get(target.suffix.lower(), kind) != kind:
+    suffix = output.names.suffix if output else target.suffix if target else ""
+    if not options.in_place and OUTPUT_SUFFIXES.get(suffix.lower(), kind) != kind:
         raise OutputRefused(f"{target}: the suffix does not stand for a {kind} file; name it otherwise, or use convert")
 
 
