@@ -15,10 +15,11 @@ from ckptool.cli.inspect import TableOptions, canvas_of, describe_each, describe
 from ckptool.cli.terminal import Terminal, complain, show
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.file import is_folder
 from ckptool.model.folder import FileRow, Mode, Table
 from ckptool.model.inspection import InspectOptions
 from ckptool.operations.describe import judge_refused
-from ckptool.operations.folder import Found, describe_row, find, is_folder, read_row, unreadable_row
+from ckptool.operations.folder import Found, describe_row, find, read_row, unreadable_row
 from ckptool.operations.parallel import map_in_order
 from ckptool.operations.ranking import rank
 from ckptool.reports.folder import table_document, table_lines

@@ -12,6 +12,7 @@ from ckptool.cli import Status, options
 from ckptool.cli.app import command
 from ckptool.cli.terminal import Terminal, complain, detect, remark, show
 from ckptool.errors import CkptoolError, OutputRefused
+from ckptool.formats.file import is_folder
 from ckptool.model import dtypes
 from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
 from ckptool.model.sources import Progress
@@ -147,17 +148,19 @@ def _tasks(
         return [_Task(paths[0], None, kind)]
     if len(paths) != 2:
         raise OutputRefused("name IN and OUT; for more files use --out-dir DIR, to replace them --in-place")
-    is_folder = _may_be_folder(paths[0], writing)
-    if names[1].endswith(("/", "/.")) and not is_folder:
+    may_be_folder = _may_be_folder(paths[0], writing)
+    if names[1].endswith(("/", "/.")) and not may_be_folder:
         raise OutputRefused(f"{names[1]}: names a folder; name a file in it, or use --out-dir")
     from ckptool.operations.convert import kind_of_target
 
-    return [_Task(paths[0], paths[1], kind or (kind_of_target(paths[1], is_folder=is_folder) if by_suffix else None))]
+    if by_suffix and kind is None:
+        kind = kind_of_target(paths[1], may_be_folder=may_be_folder)
+    return [_Task(paths[0], paths[1], kind)]
 
 
 def _may_be_folder(source: Path, writing: options.WritingOptions) -> bool:
     """Tell whether OUT may be a folder of files: they are asked for, or IN is one, or the index in one."""
-    return writing.max_shard_size is not None or source.is_dir() or source.suffix == ".json"
+    return writing.max_shard_size is not None or is_folder(source) or source.suffix == ".json"
 
 
 def _tasks_into(folder: Path, paths: list[Path], kind: OutputKind | None, *, by_suffix: bool) -> list[_Task]:
@@ -169,14 +172,14 @@ def _tasks_into(folder: Path, paths: list[Path], kind: OutputKind | None, *, by_
     for task in tasks:
         if targets.count(task.target) > 1:
             raise OutputRefused(f"{task.target}: two inputs would be written there; convert them one by one")
-    if not folder.is_dir():
+    if not is_folder(folder):
         _make(folder)
     return tasks
 
 
 def _output_name(path: Path, suffix: str | None) -> str:
     """Name the output as its input is called; the suffix of a file makes way for another one, a folder has none."""
-    if path.is_dir():
+    if is_folder(path):
         return path.resolve().name + (suffix or "")
     name = path.name.partition(".index.")[0] if suffix and path.suffix == ".json" else path.name
     return name if suffix is None else Path(name).stem + suffix

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
-from ckptool.formats.file import InputFile, open_file
+from ckptool.formats.file import InputFile, is_folder, open_file
 from ckptool.formats.readers import ENVELOPES, read_file
 from ckptool.formats.sniff import SHARD_INDEX, sniff
 from ckptool.model.checkpoint import Checkpoint
@@ -29,19 +29,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         message begins with the path; ``globals`` are what its pickle named until then.
     """
     try:
-        return _open_folder(path) if _is_folder(path) else _open_file(path)
+        return _open_folder(path) if is_folder(path) else _open_file(path)
     except UnreadableCheckpoint as error:
         # A source of bytes names its file itself, and so does a file in the folder.
         if not str(error).startswith((f"{path}: ", f"{path}{os.sep}")):
             error.args = (f"{path}: {error}",)
         raise
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # what hinders it is told when the file is opened
-        return False
 
 
 # Few checkpoints are in shards: the others are spared the imports.

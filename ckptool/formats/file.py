@@ -186,6 +186,22 @@ def open_file(path: Path) -> InputFile:
         raise
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a path is a folder; what hinders a look at it is told when it is opened."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def listing(folder: Path) -> list[str]:
+    """Give the names in a folder, sorted; none where it cannot be listed: what hinders it is told elsewhere."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
 def _refuse_other_kinds(mode: int) -> None:
     if stat.S_ISREG(mode):
         return

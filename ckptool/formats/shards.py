@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
-from ckptool.formats.file import InputFile
+from ckptool.formats.file import InputFile, listing
 from ckptool.model.checkpoint import Finding
 
 _SUFFIX = r"\.(?P<suffix>safetensors|bin|pth?|ckpt)"  # others are of other frameworks (tf_model.h5.index.json)
@@ -180,7 +180,7 @@ def one_of_several(name: str) -> tuple[Finding, ...]:
 def unlisted_shards(shards: ShardSet) -> tuple[Finding, ...]:
     """Tell of shards that lie beside those of an index and belong to the same set."""
     sets = {_set_of(name) for name in shards.names} - {None}
-    beside = [name for name in _listing(shards.folder) if name not in shards.names and _set_of(name) in sets]
+    beside = [name for name in listing(shards.folder) if name not in shards.names and _set_of(name) in sets]
     if not beside:
         return ()
     return (Finding("unlisted-shard", f"the index does not name {some(beside)}, which are numbered like its own"),)
@@ -209,7 +209,7 @@ def find_weights(folder: Path) -> FolderWeights | None:
 
     :raises UnreadableCheckpoint: there are several that none of this tells apart.
     """
-    found = _weights_in(_listing(folder))
+    found = _weights_in(listing(folder))
     if not found:
         return None
     ranks = {name: (weights.suffix != "safetensors", "." in weights.stem) for name, weights in found.items()}
@@ -220,13 +220,6 @@ def find_weights(folder: Path) -> FolderWeights | None:
     text = f"took {best[0]!r:.100} and did not look at {some(others)}: name it to read it"
     findings = (Finding("other-weights", text),) if others else ()
     return FolderWeights(best[0], found[best[0]].shards, findings)
-
-
-def _listing(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError:  # what hinders it is told where the folder is explained
-        return []
 
 
 @dataclass(frozen=True, slots=True)

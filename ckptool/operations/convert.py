@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptool.errors import CkptoolError, OutputRefused, PlanRefused
 from ckptool.formats import open_checkpoint
+from ckptool.formats.file import listing
 from ckptool.formats.shards import INDEX_NAME
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import OUTPUT_SUFFIXES, Conversion, ConvertOptions, OutputKind
@@ -24,20 +25,22 @@ _NEVER_WRITTEN = frozenset(
     {".npz", ".npy", ".pt2", ".ptl", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".nemo", ".onnx", ".gguf", ".h5"}
 )
 _NEVER_REPLACED = frozenset({"torch-tar", "torchscript", "torch-export", "pickle", "npy", "npz"})
+# What lies beside the weights of a model and belongs to it: its configuration and its tokenizer.
+_SETTINGS = (".json", ".txt", ".model", ".jinja")
 _MAX_GROWTH = 4
 _MAX_NAMED = 3
 _ALWAYS_ALLOWED_BYTES = 64 << 20
 
 
-def kind_of_target(target: Path, *, is_folder: bool = False) -> OutputKind:
-    """Tell from the name of an output what is to be written; ``is_folder`` tells that it may be that of a folder.
+def kind_of_target(target: Path, *, may_be_folder: bool = False) -> OutputKind:
+    """Tell from the name of an output what is to be written; ``may_be_folder`` tells that it may be that of a folder.
 
     :raises OutputRefused: the suffix stands for nothing that ckptool writes.
     """
     name = target.name.removesuffix(".tar") if target.name.endswith(".pth.tar") else target.name
     index = INDEX_NAME.fullmatch(name)
     kind = OUTPUT_SUFFIXES.get(f".{index['suffix']}" if index else Path(name).suffix.lower())
-    if kind is None and is_folder:
+    if kind is None and may_be_folder:
         return "safetensors"  # as the Hub's tools write unless they are told otherwise
     if kind is None:
         raise OutputRefused(f"{target}: the suffix names no format; use .safetensors or .pt, or say --to")
@@ -172,31 +175,30 @@ def _replaced(
         return sorted({*taken, *(path.name for path in own)})
     outputs = [output.folder / name for name in taken] if output else [] if target is None else [target]
     for path in outputs:
-        if path.exists() and any(path.samefile(other) for other in own if other.exists()):
+        if any(_is_same(path, other) for other in own):
             raise OutputRefused(f"{path}: is the input itself; to replace it, say --in-place")
     if taken and not options.force and not options.dry_run:
         raise OutputRefused(f"{outputs[0]}: exists already; add --force to replace it")
     return taken
 
 
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them is not there, or what hinders a look at it is told where it is written
+        return False
+
+
 def _left_behind(checkpoint: Checkpoint, output: ShardedOutput | None, options: ConvertOptions) -> Iterator[Note]:
     """Say what else lies in the folder of a model, and is not copied to the folder that is written."""
-    if (
-        output is None
-        or options.in_place
-        or not (checkpoint.shards or (folder_of(checkpoint) / "config.json").exists())
-    ):
+    folder = folder_of(checkpoint)
+    if output is None or options.in_place or _is_same(output.folder, folder):
         return
-    if output.folder.exists() and output.folder.samefile(folder_of(checkpoint)):
+    names = listing(folder)
+    own = file_names(checkpoint)
+    beside = [name for name in names if name not in own and name.endswith(_SETTINGS) and not name.startswith(".")]
+    if not checkpoint.shards and "config.json" not in names:
         return
-    own = {*file_names(checkpoint), *output.names.taken(output.folder)}
-    beside = sorted(
-        path.name
-        for path in folder_of(checkpoint).iterdir()
-        if path.name not in own
-        and not path.name.startswith(".")
-        and path.suffix in (".json", ".txt", ".model", ".jinja")
-    )
     if beside:
         more = f" and {len(beside) - _MAX_NAMED} more files" if len(beside) > _MAX_NAMED else ""
         yield Note("not-copied", f"not copied from beside the weights: {', '.join(beside[:_MAX_NAMED])}{more}")

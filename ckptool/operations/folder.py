@@ -11,6 +11,7 @@ from pathlib import Path
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.bystanders import name_bystander
+from ckptool.formats.file import is_folder
 from ckptool.formats.shards import is_sharded_folder
 from ckptool.layouts import read_training, select
 from ckptool.layouts.file_names import read_name
@@ -80,14 +81,6 @@ def _listing(folder: Path) -> list[Path]:
 def _by_number(path: Path) -> tuple[list[str | int], str]:
     parts = re.split(r"(\d+)", path.name)
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], path.name
-
-
-def is_folder(path: Path) -> bool:
-    """Tell whether a path is a folder; what hinders a look at it is told when it is opened."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def is_checkpoint_folder(path: Path) -> bool:

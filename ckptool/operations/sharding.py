@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.errors import OutputRefused
+from ckptool.formats.file import is_folder, listing
 from ckptool.formats.shards import INDEX_NAME, SHARD_NAME
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import OUTPUT_SUFFIXES, ConvertOptions, OutputKind
@@ -40,12 +41,8 @@ class ShardNames:
 
     def taken(self, folder: Path) -> list[str]:
         """List the files of this name in a folder, in one piece or in several, and their index."""
-        try:
-            listing = sorted(path.name for path in folder.iterdir())
-        except OSError:  # not there yet; or it will be told where it is written to
-            return []
         numbered = re.compile(rf"{re.escape(self.stem)}(?:-\d{{5}}-of-\d{{5}})?{re.escape(self.suffix)}")
-        return [name for name in listing if name == self.index_name or numbered.fullmatch(name)]
+        return [name for name in listing(folder) if name == self.index_name or numbered.fullmatch(name)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +71,12 @@ def sharded_output(
     """
     if options.in_place:
         return _in_place(checkpoint, kind, options)
-    folder_is_meant = bool(checkpoint.shards) or source.is_dir()
+    folder_is_meant = bool(checkpoint.shards) or is_folder(source)
     target = Path() if target is None and (folder_is_meant or options.max_shard_size) else target
     if target is None:
         return None
     names = _names_of_index(target.name)
-    if names is None and target.suffix.lower() in OUTPUT_SUFFIXES and not target.is_dir():
+    if names is None and target.suffix.lower() in OUTPUT_SUFFIXES and not is_folder(target):
         if options.max_shard_size is None:
             return None
         names = _names(target.stem, target.suffix)
@@ -92,7 +89,7 @@ def sharded_output(
 
 
 def _require_folder(target: Path, options: ConvertOptions) -> None:
-    if not target.parent.is_dir() and not options.dry_run:
+    if not is_folder(target.parent) and not options.dry_run:
         raise OutputRefused(f"{target}: its folder does not exist; create it first")
 
 
@@ -107,7 +104,7 @@ def _in_place(checkpoint: Checkpoint, kind: OutputKind, options: ConvertOptions)
 
 def folder_of(checkpoint: Checkpoint) -> Path:
     """Give the folder in which the files of a checkpoint lie."""
-    return checkpoint.path if checkpoint.shards and checkpoint.path.is_dir() else checkpoint.path.parent
+    return checkpoint.path if checkpoint.shards and is_folder(checkpoint.path) else checkpoint.path.parent
 
 
 def file_names(checkpoint: Checkpoint) -> list[str]:
@@ -120,7 +117,7 @@ def file_names(checkpoint: Checkpoint) -> list[str]:
 
 def _names_in_folder(checkpoint: Checkpoint, kind: OutputKind, source: Path) -> ShardNames:
     """Keep the names of the source where the kind stays the same; else take those that the Hub's tools look for."""
-    stays = checkpoint.is_safetensors == (kind == "safetensors") and (checkpoint.shards or source.is_dir())
+    stays = checkpoint.is_safetensors == (kind == "safetensors") and (checkpoint.shards or is_folder(source))
     return (_names_of_source(checkpoint) if stays else None) or _names(*_NAMES[kind])
 
 

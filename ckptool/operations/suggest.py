@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptool.formats.file import is_folder
 from ckptool.layouts.hyperparameters import plain_config
 from ckptool.layouts.modules import compiled_inner, is_module
 from ckptool.layouts.producers import lookup
@@ -74,7 +75,7 @@ def _nanogpt(opened: OpenedCheckpoint) -> str | None:
 
 def _config_beside(opened: OpenedCheckpoint) -> str | None:
     path = opened.checkpoint.path
-    folder = path if path.is_dir() else path.parent
+    folder = path if is_folder(path) else path.parent
     facts = _read_config(folder / "config.json")
     name = facts.get("architecture")
     if isinstance(name, str) and _ZOO_NAME.match(name):
