@@ -483,3 +483,58 @@ def test_equal_ones_compare_equal_and_others_do_not(tmp_path: Path, run: Callabl
     torch.save({"w": torch.ones(2), "x": MATRIX.to_sparse()}, tmp_path / "a.pt")
     torch.save({"w": torch.ones(2), "x": (MATRIX * 2).to_sparse()}, tmp_path / "b.pt")
     assert run("diff", tmp_path / "a.pt", tmp_path / "b.pt").status != 0
+
+
+# --- element types of less than a byte, and packed weights of libraries ---
+
+
+@pytest.mark.parametrize("name", ["float4_e2m1fn_x2", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2", "complex32"])
+def test_types_without_numbers_keep_their_bytes(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    codes = torch.arange(16, dtype=torch.uint8)
+    torch.save({"w": torch.ones(2), "x": codes.view(getattr(torch, name))[1:]}, tmp_path / "in.pt")
+    assert run("strip-prefixes", tmp_path / "in.pt", tmp_path / "out.pt").status == 0
+    written = torch.load(tmp_path / "out.pt", weights_only=True)["x"]
+    assert written.dtype == getattr(torch, name)
+    assert bytes(written.untyped_storage()) == bytes(codes[written.element_size() :].untyped_storage())[
+        written.element_size() :
+    ]  # fmt: skip
+    refused = run("convert", tmp_path / "in.pt", tmp_path / "out.safetensors")
+    assert (refused.status, name in refused.err) == ((0, False) if name.startswith("float4") else (2, True))
+
+
+@pytest.mark.parametrize("name", ["uint1", "uint4", "int2", "int7"])
+def test_types_that_have_no_bytes_yet_are_described(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    shape = torch.empty(3, dtype=getattr(torch, name), device="meta")
+    torch.save({"w": torch.ones(2), "x": shape}, tmp_path / "in.pt")
+    (shown,) = json.loads(run("inspect", tmp_path / "in.pt", "--json").out)["not_dense"]
+    assert (shown["kind"], shown["detail"], shown["shape"]) == ("meta", f"no data, {name}", [3])
+    assert run("convert", tmp_path / "in.pt", tmp_path / "out.pt").status == 2
+
+
+def test_tied_ones_stay_tied_when_dense(tmp_path: Path, run: Callable[..., Any]) -> None:
+    tensor = MATRIX.to_sparse_csc()
+    torch.save({"w": torch.ones(2), "x": tensor, "y": tensor}, tmp_path / "in.pt")
+    assert run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--densify").status == 0
+    written = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert written["x"].data_ptr() == written["y"].data_ptr()
+
+
+# As bitsandbytes 0.50.2 saves a Linear4bit with nested statistics and a Linear8bitLt.
+BITSANDBYTES = {
+    "0.weight": torch.zeros(1024, 1, dtype=torch.uint8), "0.bias": torch.ones(32),
+    "0.weight.absmax": torch.zeros(32, dtype=torch.uint8), "0.weight.quant_map": torch.full((16,), 0.1),
+    "0.weight.nested_absmax": torch.full((1,), 1e-9), "0.weight.nested_quant_map": torch.full((256,), 0.1),
+    "0.weight.quant_state.bitsandbytes__nf4": torch.zeros(167, dtype=torch.uint8),
+    "1.weight": torch.zeros(16, 32, dtype=torch.int8), "1.bias": torch.ones(16), "1.SCB": torch.full((16,), 1e-9),
+    "1.weight_format": torch.tensor(0, dtype=torch.uint8), "2.absmax": torch.ones(2),
+}  # fmt: skip
+
+
+def test_a_cast_leaves_the_scales_of_packed_weights(tmp_path: Path, run: Callable[..., Any]) -> None:
+    torch.save(BITSANDBYTES, tmp_path / "in.pt")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.safetensors", "--dtype", "float16")
+    assert (ran.status, "4 scale(s) of bitsandbytes keep their type" in ran.err) == (0, True), ran.err
+    written = load_file(tmp_path / "out.safetensors")
+    cast = {"0.bias", "1.bias", "2.absmax"}
+    assert {name for name, tensor in written.items() if tensor.dtype == torch.float16} == cast
+    assert all(torch.equal(written[name], BITSANDBYTES[name]) for name in BITSANDBYTES.keys() - cast)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ckptool.layouts.candidates import node_at
 from ckptool.layouts.distributed import is_shard, local_parts, share_of, whole_tensor
 from ckptool.layouts.keys import plan_keys
+from ckptool.layouts.packed import packed_scales
 from ckptool.layouts.producers import identify
 from ckptool.layouts.rename import rename_key, rename_module_path
 from ckptool.layouts.select import select
@@ -15,6 +16,7 @@ __all__ = [
     "is_shard",
     "local_parts",
     "node_at",
+    "packed_scales",
     "plan_keys",
     "read_training",
     "rename_key",

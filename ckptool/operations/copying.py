@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckptool.errors import OutputRefused
-from ckptool.layouts import node_at, rename_key, rename_module_path, whole_tensor
+from ckptool.layouts import node_at, packed_scales, rename_key, rename_module_path, whole_tensor
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, MadeDense, OutputKind, Tie
 from ckptool.model.dtypes import DType
@@ -113,7 +113,11 @@ def plan_copy(
     placer = _Placer(options.ties == "keep", policy)
     refuse_unwritable(checkpoint.path, state_dict, key_plan.kept, policy)
     specs, opaque = _selected_tensors(state_dict, key_plan, policy)
-    tensors = {name: placer.place(spec, name, options.dtype) for name, spec in specs.items()}
+    scales = packed_scales(specs) if options.dtype is not None else ()
+    uncast = {name for name in scales if specs[name].dtype.is_floating}
+    tensors = {
+        name: placer.place(spec, name, None if name in uncast else options.dtype) for name, spec in specs.items()
+    }
     kept = {name: policy.plan(tensor, name, placer.place, options.dtype) for name, tensor in opaque.items()}
     rebuilder = Rebuilder(placer.place_any, lambda name: rename_key(key_plan, name), {}, options.foreign)
     if kind == "safetensors":
@@ -135,7 +139,7 @@ def plan_copy(
         flattened=tuple(rebuilder.flattened),
         ties=_ties(tensors, plan.aliases),
         tallies=tuple(placer.tallies),
-        notes=tuple(_notes(specs, plan)),
+        notes=tuple(_notes(specs, plan, uncast)),
         opaque=kept,
         made_dense=tuple(policy.made_dense),
     )
@@ -317,7 +321,9 @@ def _ties(tensors: Mapping[str, PlannedTensor], aliases: Mapping[str, str]) -> t
     return tuple(ties)
 
 
-def _notes(specs: Mapping[str, TensorSpec], plan: CopyPlan) -> Iterable[Note]:
+def _notes(specs: Mapping[str, TensorSpec], plan: CopyPlan, uncast: Collection[str]) -> Iterable[Note]:
+    if uncast:
+        yield Note("scales-uncast", f"{len(uncast)} scale(s) of bitsandbytes keep their type: its kernels ask for it")
     arrays = sum([spec.is_numpy for spec in specs.values()])
     if 0 < arrays < len(specs):  # where all are arrays, nobody expects tensors
         yield Note("numpy-arrays", f"{arrays} NumPy array(s) are written as tensors")

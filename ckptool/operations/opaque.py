@@ -98,7 +98,7 @@ def _advice(name: str) -> str:
 
 def is_jagged(tensor: OpaqueTensor) -> bool:
     """Tell a nested tensor of one ragged dimension from the older kind of four parts."""
-    return tensor.kind == "nested" and tensor.detail != "strided"
+    return tensor.kind == "nested" and tensor.detail == "jagged"
 
 
 def _make_dense(tensor: OpaqueTensor, key: str) -> TensorSpec:

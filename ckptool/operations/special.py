@@ -103,7 +103,7 @@ def _length(value: Any) -> int:
 
 
 def _nested(tensor: OpaqueTensor) -> Facts:
-    parts = dict(reversed(tensor.parts))  # of a jagged tensor, each name has come twice
+    parts = dict(tensor.parts)
     sizes, offsets = parts.get("sizes"), parts.get("offsets")
     if isinstance(sizes, TensorSpec) and sizes.shape:
         return {"tensors": sizes.shape[0]}

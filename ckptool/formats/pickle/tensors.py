@@ -240,6 +240,8 @@ def _of_type(reading: Reading, kind: GlobalRef, data: Any, state: Any) -> Any:
     if plain is not None:
         marked = as_parameter(data, data.requires_grad) if plain and type(data) is TensorSpec else data
         return _with_attributes(reading, marked, state)
+    if type(data) is OpaqueTensor and data.kind == "nested":
+        return data  # its attributes are what it was made of, once more
     parts = data.parts if type(data) is OpaqueTensor else (("data", data),)
     name = _KINDS.get(kind.name, "subclass")
     return OpaqueTensor(name, kind.full_name, data.dtype, data.shape, (*parts, *_attributes(reading, state)))
@@ -337,7 +339,8 @@ def _rebuild_jagged_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ..
 
 def _rebuild_meta_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     dtype, shape, _, _ = _arguments(args, 4, 4)
-    return OpaqueTensor("meta", "no data", *_described(dtype, shape))
+    detail = f"no data, {dtype.name}" if _is_narrow(dtype) else "no data"
+    return OpaqueTensor("meta", detail, *_described(dtype, shape))
 
 
 def _rebuild_wrapper_subclass(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
@@ -347,10 +350,15 @@ def _rebuild_wrapper_subclass(reading: Reading, ref: GlobalRef, args: tuple[Any,
     return OpaqueTensor(_KINDS.get(kind.name, "subclass"), kind.full_name, *_described(dtype, shape))
 
 
-def _described(dtype: Any, shape: Any) -> tuple[DType, tuple[int, ...]]:
-    if type(dtype) is not DType or not _is_shape(shape):
+def _described(dtype: Any, shape: Any) -> tuple[DType | None, tuple[int, ...]]:
+    if not _is_shape(shape) or (type(dtype) is not DType and not _is_narrow(dtype)):
         raise Malformed("describes a tensor without an element type or a shape")
-    return dtype, shape
+    return dtype if type(dtype) is DType else None, shape
+
+
+def _is_narrow(dtype: Any) -> bool:
+    """Tell an element type of less than a byte, which has a name and whose bytes torch cannot save."""
+    return type(dtype) is GlobalRef and dtype.module == "torch" and dtype.name in _NARROW
 
 
 def _unwrap_device_tensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
