@@ -6,6 +6,7 @@ import json
 import sys
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from support.crafted import archived, unzipped
 from support.tensors import bits, torch_bytes
 
 from ckptool.formats import open_checkpoint
+from ckptool.operations.densify import densify
+from ckptool.operations.dequantize import dequantize
 from ckptool.operations.describe import describe
 from ckptool.reports.canvas import Canvas
 from ckptool.reports.inspect_view import view
@@ -72,6 +75,12 @@ SPARSE: dict[str, Callable[[], torch.Tensor]] = {
     "CSR of 32-bit indices": lambda: narrow_indices(MATRIX.to_sparse_csr()),
     "CSR in batches": lambda: torch.stack([MATRIX, MATRIX.roll(1, 0)]).to_sparse_csr(),
     "CSR with dense dimensions": lambda: torch.stack([MATRIX, MATRIX * 2], -1).to_sparse_csr(dense_dim=1),
+    "CSR without values": lambda: torch.zeros(3, 4).to_sparse_csr(),
+    "CSR without values in batches": lambda: torch.zeros(2, 3, 4).to_sparse_csr(),
+    "CSR without rows": lambda: torch.zeros(0, 4).to_sparse_csr(),
+    "CSC without columns": lambda: torch.zeros(3, 0).to_sparse_csc(),
+    "BSR without values": lambda: torch.zeros(4, 6).to_sparse_bsr((2, 3)),
+    "CSR of empty elements": lambda: torch.zeros(2, 2, 0).to_sparse_csr(dense_dim=1),
     "CSR of odd floats": lambda: torch.sparse_csr_tensor([0, 3], [0, 1, 2], ODD, (1, 3)),
     "CSC": MATRIX[:3].to_sparse_csc,
     "BSR": lambda: MATRIX.to_sparse_bsr((2, 2)),
@@ -538,3 +547,80 @@ def test_a_cast_leaves_the_scales_of_packed_weights(tmp_path: Path, run: Callabl
     cast = {"0.bias", "1.bias", "2.absmax"}
     assert {name for name, tensor in written.items() if tensor.dtype == torch.float16} == cast
     assert all(torch.equal(written[name], BITSANDBYTES[name]) for name in BITSANDBYTES.keys() - cast)
+
+
+# --- hostile ones ---
+
+
+def crafted_quantized(quantizer: tuple[Any, ...], storage: Any = None) -> bytes:
+    """Write a quantized tensor with any scheme."""
+    codes = torch.quantize_per_tensor(torch.ones(2, 3), 0.5, 1, torch.qint8)
+    held = codes._typed_storage() if storage is None else storage
+
+    class Quantized:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return torch._utils._rebuild_qtensor, (held, 0, (2, 3), (3, 1), quantizer, False, OrderedDict())
+
+    return torch_bytes({"w": torch.ones(2), "x": Quantized()})
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "zero point too large": lambda: crafted_quantized((torch.per_tensor_affine, 0.1, 2**31)),
+    "scale too large": lambda: crafted_quantized((torch.per_tensor_affine, 10**150, 0)),
+    "scales of text": lambda: crafted_quantized((torch.per_channel_affine, ["a", "b"], [0, 0], 0)),
+    "scales in lists": lambda: crafted_quantized((torch.per_channel_affine, [[1], [2, 3]], [0, 0], 0)),
+    "zero points too large": lambda: crafted_quantized((torch.per_channel_affine, [1.0, 2.0], [2**70, 0], 0)),
+    "scales of bools": lambda: crafted_quantized(
+        (torch.per_channel_affine, torch.ones(2).bool(), torch.zeros(2).long(), 0)
+    ),
+    "a plain storage": lambda: crafted_quantized((torch.per_tensor_affine, 0.1, 0), torch.ones(6)._typed_storage()),
+    "indices without dimensions": lambda: crafted_sparse(
+        "coo", torch.empty(0, 2**40).long(), torch.ones(1).expand(2**40), torch.Size(()), False
+    ),
+    "indices of nothing": lambda: crafted_sparse(
+        "coo", torch.empty(0, 2**40).long(), torch.empty(2**40, 0), torch.Size((0,)), False
+    ),
+    "a block of repeated values": lambda: crafted_sparse(
+        "bsr", longs(0, 1), longs(0), torch.ones(1).expand(1, 2**40, 1), torch.Size((2**40, 1))
+    ),
+    "a block of nothing": lambda: crafted_sparse(
+        "bsr", longs(0, 1), longs(0), torch.empty(1, 2**40, 1, 0), torch.Size((2**40, 1, 0))
+    ),
+    "many batches of nothing": lambda: crafted_sparse(
+        "csr", torch.empty(2**40, 0).long(), torch.empty(2**40, 0).long(), torch.empty(2**40, 0),
+        torch.Size((2**40, 0, 4)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_one_is_answered_in_one_sentence(name: str, tmp_path: Path, run: Callable[..., Any]) -> None:
+    path = tmp_path / "in.pt"
+    path.write_bytes(made(HOSTILE[name]))
+    for arguments in (("inspect", path), ("diff", path, path), ("verify", path)):
+        assert run(*arguments).status in (0, 1, 2)
+    for option in ((), ("--densify", "--dequantize")):
+        ran = run("convert", path, tmp_path / "out.pt", "--force", *option)
+        assert ran.status in (0, 2)
+        assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize("name", ["COO of large size", "BSR of wide blocks", "COO repeated bfloat16", "CSR in batches"])
+def test_any_part_of_a_dense_one_can_be_read(name: str, tmp_path: Path) -> None:
+    check_parts(tmp_path, SPARSE[name](), densify)
+
+
+@pytest.mark.parametrize("name", ["qint8", "per column", "four bits in three dimensions", "two bits, many"])
+def test_any_part_of_a_dequantized_one_can_be_read(name: str, tmp_path: Path) -> None:
+    check_parts(tmp_path, made(QUANTIZED[name]), dequantize)
+
+
+def check_parts(folder: Path, tensor: torch.Tensor, make: Callable[[Any, str], Any]) -> None:
+    torch.save({"x": tensor}, folder / "in.pt")
+    with open_checkpoint(folder / "in.pt") as checkpoint:
+        source = make(checkpoint.root.get("x"), "x").storage.source
+        whole = b"".join(map(bytes, source.stream()))
+        assert len(whole) == source.nbytes
+        for start, end in ((0, 5), (3, 21), (len(whole) // 3, len(whole) // 2 + 1), (len(whole) - 1, len(whole))):
+            assert b"".join(map(bytes, source.stream(start, end - start))) == whole[start:end]
+        assert list(source.stream(7, 0)) == []

@@ -113,6 +113,9 @@ class _Runs:
     places: Array
 
 
+_NO_RUNS = _Runs(1, np.empty(0, np.int64))  # of a dense tensor without elements
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Stored:
     """Hold the stored runs sorted by their place; ``order`` says which row of ``values`` each is."""
@@ -165,6 +168,7 @@ def _add_bfloat16(dtype: DType, numel: int, length: int, places: Array, values: 
 def _read_runs(tensor: OpaqueTensor, key: str) -> _Runs:
     parts = dict(tensor.parts)
     shape = tensor.shape or ()
+    payload_of(parts["values"], key=key)  # refuses a view of a few bytes that claims to be many
     read = _coo_runs if tensor.detail == "COO" else _compressed_runs
     runs = read(_Sparse(key, tensor.detail, shape, parts))
     # Where the dense tensor is empty, there is no place; what is stored is then empty, too.
@@ -214,8 +218,7 @@ def _coo_runs(sparse: _Sparse) -> _Runs:
         raise sparse.bad("has values of another shape than its indices ask for")
     for index, size in zip(indices, rows, strict=True):
         _check_range(sparse, index, size)
-    places = _places(indices, rows)
-    return _Runs(max(math.prod(dense), 1), places if math.prod(dense) else places[:0])
+    return _Runs(math.prod(dense), _places(indices, rows)) if math.prod(dense) else _NO_RUNS
 
 
 def _compressed_runs(sparse: _Sparse) -> _Runs:
@@ -236,18 +239,21 @@ def _compressed_runs(sparse: _Sparse) -> _Runs:
     lines, crossing = grid[::-1] if by_columns else grid
     if bounds.shape != (*batch, lines + 1) or others.shape[:-1] != batch:
         raise sparse.bad(f"has {compressed} of another shape")
-    line = _expand(sparse, bounds.reshape(-1, lines + 1), others.reshape(-1, others.shape[-1]), crossing)
+    batches, stored = math.prod(batch), others.shape[-1]
+    line = _expand(sparse, bounds.reshape(batches, lines + 1), others.reshape(batches, stored), crossing)
+    length = block[1] * math.prod(dense)
+    if not length:
+        return _NO_RUNS
     crossed = others.reshape(-1)
     row, column = (crossed, line) if by_columns else (line, crossed)
-    which = np.repeat(np.arange(math.prod(batch)), others.shape[-1])
+    which = np.repeat(np.arange(batches), stored)
     # A block is as many runs as it has rows, each as long as its columns and what is dense below them.
     rows = (row[:, None] * block[0] + np.arange(block[0])).reshape(-1)
     places = _places(
         np.stack([np.repeat(which, block[0]), rows, np.repeat(column, block[0])]),
-        (math.prod(batch), sparse.shape[batch_dims], grid[1]),
+        (batches, sparse.shape[batch_dims], grid[1]),
     )
-    length = block[1] * math.prod(dense)
-    return _Runs(max(length, 1), places if length else places[:0])
+    return _Runs(length, places)
 
 
 def _grid(sparse: _Sparse, plane: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, int]:

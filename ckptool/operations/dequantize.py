@@ -98,8 +98,12 @@ def _formula(tensor: OpaqueTensor, key: str) -> Callable[[Array, Array], Array]:
     """Give the function of codes and their positions (row-major) that torch computes for the scheme."""
     parts = dict(tensor.parts)
     if tensor.detail == "per_tensor_affine":
-        scale, zero = np.float32(parts["scale"]), np.int32(parts["zero_point"])
-        return lambda codes, _: _per_tensor(codes, scale, zero)
+        (scale,), (zero,) = _numbers([parts["scale"]], key), _numbers([parts["zero_point"]], key)
+        if not -(1 << 31) <= zero < 1 << 31:
+            raise _bad_scales(key)
+        with np.errstate(all="ignore"):
+            narrow = np.float32(scale)
+        return lambda codes, _: _per_tensor(codes, narrow, np.int32(zero))
     axis = parts["axis"]
     scales, zeros = _numbers(parts["scales"], key), _numbers(parts["zero_points"], key)
     has_float_zeros = zeros.dtype.kind == "f"
@@ -133,12 +137,19 @@ def _per_channel_float(codes: Array, scales: Array, zeros: Array) -> Array:
     return values
 
 
+def _bad_scales(key: str) -> UnsupportedTensor:
+    return UnsupportedTensor(f'tensor "{key}" has scales or zero points that are none; leave it out with --exclude')
+
+
 def _numbers(value: Any, key: str) -> Array:
     if isinstance(value, list):
-        return np.asarray(value)
+        numbers = np.asarray(value if all(type(item) in (int, float) for item in value) else [""])
+        if numbers.dtype.kind not in "if" and value:
+            raise _bad_scales(key)
+        return numbers
     spec: TensorSpec = value
     if spec.dtype.numpy is None or spec.dtype.kind not in ("float", "int"):
-        raise UnsupportedTensor(f'tensor "{key}" has scales of type {spec.dtype.name}; leave it out with --exclude')
+        raise _bad_scales(key)
     chunks = [
         bytes(chunk)
         for extent in payload_of(spec, key=key).extents

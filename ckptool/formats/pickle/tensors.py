@@ -263,6 +263,8 @@ def _rebuild_qtensor(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) ->
     storage, offset, shape, stride, quantizer, _, hooks = _arguments(args, 7, 7)
     _check_hooks(reading, hooks)
     start = _check_view(storage, _dtype_of(storage), offset, shape, stride)
+    if storage.dtype is None or storage.dtype.kind != "quantized":
+        raise Malformed("rebuilds a quantized tensor from a plain storage")
     data = TensorSpec(storage.dtype, shape, stride, start, storage.storage)
     if type(quantizer) is not tuple or not quantizer or type(quantizer[0]) is not str:
         raise Malformed("rebuilds a quantized tensor without its scheme")
