@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -486,6 +487,21 @@ def test_metadata_is_compared_key_by_key(tmp_path, run):
 def test_metadata_survives_a_conversion(tmp_path, run):
     assert run("convert", DIGITS, tmp_path / "clean.safetensors").status == 0
     assert run("diff", DIGITS, tmp_path / "clean.safetensors", "--metadata").status == 0
+
+
+def test_configurations_beside_the_files_are_compared(tmp_path, run):
+    for folder, dropout in (("a", 0.0), ("b", 0.05)):
+        (tmp_path / folder).mkdir()
+        safetensors.torch.save_file(net(), tmp_path / folder / "model.safetensors")
+        config = {"model_type": "bert", "heads": {"dropout_rate": dropout}}
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
+    paths = tmp_path / "a", tmp_path / "b" / "model.safetensors"
+    assert run("diff", *paths).status == 0
+    answer = run("diff", *paths, "--metadata")
+    assert (answer.status, "config\theads.dropout_rate\tboth\t0.0\t0.05" in answer.out) == (1, True)
+    for text in ("no json", '{"x":' * 950 + "1" + "}" * 950, "[" * 100_000):
+        (tmp_path / "a" / "config.json").write_text(text)
+        assert (run("diff", *paths, "--metadata").status, run("diff", *paths).status) == (2, 0)
 
 
 def test_tree_tells_moved_from_frozen(tmp_path, run):

@@ -36,7 +36,7 @@ class DiffOptions:
     rtol: Annotated[float, typer.Option("--rtol", help="Same where |b - a| <= ATOL + RTOL * |a|.", metavar="RTOL")] = 0
     atol: Annotated[float, typer.Option("--atol", help="See --rtol; 0 and 0 is exact.", metavar="ATOL")] = 0
     metadata: Annotated[
-        bool, typer.Option("--metadata", help="Compare hyperparameters, training facts and text metadata, too.")
+        bool, typer.Option("--metadata", help="Compare hyperparameters, training facts, metadata and config.json.")
     ] = False
     tree: Annotated[bool, typer.Option("--tree", help="Sum up by module: which moved, which were frozen.")] = False
     top: Annotated[

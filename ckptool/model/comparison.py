@@ -11,7 +11,7 @@ from ckptool.model.plans import KeyOptions, Note, Wrapper
 
 Outcome = Literal["same", "close", "changed", "unknown"]
 Side = Literal["a", "b", "both"]
-Group = Literal["entry", "hyper_parameters", "training", "metadata"]
+Group = Literal["entry", "hyper_parameters", "training", "metadata", "config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class CompareOptions:
     """Say what to compare: A is the base, B the other file, and every option is meant for both.
 
     ``exact_names`` compares the names as they stand in the files. Two elements are the same within tolerance where
-    ``|b - a| <= atol + rtol * |a|``. ``metadata`` asks for hyperparameters, training facts and text metadata, ``tree``
-    for the sums by module.
+    ``|b - a| <= atol + rtol * |a|``. ``metadata`` asks for hyperparameters, training facts, text metadata and the
+    ``config.json`` beside both files, ``tree`` for the sums by module.
     """
 
     weights: str = "main"
@@ -141,7 +141,8 @@ class FactChange(NamedTuple):
     """Say that one plain value differs: ``path`` leads to it (``optim.betas[0]``).
 
     ``present`` says which files have it; ``before`` (A) and ``after`` (B) are plain values, None where there is none.
-    ``group`` is ``entry`` for what stands among the tensors of the state dict itself.
+    ``group`` is ``entry`` for what stands among the tensors of the state dict itself, ``config`` for the
+    ``config.json`` beside the files.
     """
 
     group: Group

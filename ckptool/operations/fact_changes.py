@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ckptool.errors import CkptoolError
 from ckptool.layouts import read_training
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.comparison import FactChange, Group
@@ -15,6 +17,8 @@ from ckptool.operations.facts import facts_said
 from ckptool.operations.nested import differing_tensors
 from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.plain import to_plain
+from ckptool.operations.sharding import folder_of
+from ckptool.operations.suggest import read_config
 
 # What says no more than how a file is written, or is read as training facts already.
 _NOT_COMPARED = frozenset({"format", CARRIED_TRAINING, CARRIED_HYPER_PARAMETERS})
@@ -33,7 +37,28 @@ def compare_metadata(a: OpenedCheckpoint, b: OpenedCheckpoint, progress: Progres
         *compare_values("hyper_parameters", "", settings, progress),
         *_plain_changes("training", "", facts_said(ours), facts_said(theirs)),
         *_plain_changes("metadata", "", _text(a.checkpoint, a.selection), _text(b.checkpoint, b.selection)),
+        *_config_changes(folder_of(a.checkpoint), folder_of(b.checkpoint)),
     )
+
+
+def _config_changes(a: Path, b: Path) -> Sequence[FactChange]:
+    """Compare what lies beside the files; one that is alone belongs to a folder, not to the file in it."""
+    paths = a / "config.json", b / "config.json"
+    if not all(path.exists() for path in paths):
+        return ()
+    try:
+        return tuple(_plain_changes("config", "", *map(_read, paths)))
+    except RecursionError as error:
+        raise CkptoolError(f"{paths[0]}: nested too deeply to be compared; leave --metadata out") from error
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    config = read_config(path)
+    if config is None:
+        raise CkptoolError(
+            f"{path}: cannot be read as a JSON object, so nothing can be said of it; leave --metadata out"
+        )
+    return config
 
 
 def compare_entries(a: OpenedCheckpoint, b: OpenedCheckpoint, progress: Progress) -> tuple[FactChange, ...]:

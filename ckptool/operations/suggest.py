@@ -76,19 +76,20 @@ def _nanogpt(opened: OpenedCheckpoint) -> str | None:
 def _config_beside(opened: OpenedCheckpoint) -> str | None:
     path = opened.checkpoint.path
     folder = path if is_folder(path) else path.parent
-    facts = _read_config(folder / "config.json")
+    facts = read_config(folder / "config.json") or {}
     name = facts.get("architecture")
     if isinstance(name, str) and _ZOO_NAME.match(name):
         return f"timm:{name}"
     return f"transformers:{folder}" if "model_type" in facts or "architectures" in facts else None
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
+def read_config(path: Path) -> Mapping[str, Any] | None:
+    """Read the ``config.json`` beside a checkpoint; None where it is no JSON object that can be read."""
     try:
         facts = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST_CONFIG else None
     except (OSError, ValueError, RecursionError):
-        return {}
-    return facts if isinstance(facts, Mapping) else {}
+        return None
+    return facts if isinstance(facts, Mapping) else None
 
 
 _SOURCES: tuple[Callable[[OpenedCheckpoint], str | None], ...] = (
