@@ -44,6 +44,7 @@ class Fed:
     modality: str = "image"
     labels: None = None
     class_names: None = None
+    assumed_scale: bool = False
 
     @property
     def count(self) -> int:

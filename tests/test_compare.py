@@ -369,6 +369,7 @@ class Fed:
     modality: str = "image"
     labels: None = None
     class_names: None = None
+    assumed_scale: bool = False
     count: int = 20
 
     @property

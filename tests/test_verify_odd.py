@@ -69,6 +69,26 @@ class Lookup(nn.Module):
         return self.head(self.table(input_ids))
 
 
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Linear(6, 256)
+        self.more = nn.Linear(256, 64)
+        self.fc = nn.Linear(64, 5)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.more(torch.relu(self.features(x)))))
+
+
+class Places(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
 class Pixels(nn.Module):
     def __init__(self):
         super().__init__()
@@ -290,6 +310,87 @@ def test_bytes_of_pictures_in_a_wider_type_are_pictures(verify, tmp_path):
         asked = ("--model", "odd_models.py:Pixels", "--inputs", tmp_path / "pixels.npz")
         statistics.append(verify(tmp_path / "pixels.pt", *asked)[1]["predictions"]["statistics"])
     assert statistics[0] == statistics[1] == statistics[2]
+
+
+def test_pictures_of_an_assumed_scale_convict_only_what_the_weights_show(verify, tmp_path):
+    images = np.random.default_rng(0).integers(80, 124, (40, 3, 4, 4)).astype(np.uint8)
+    np.savez(tmp_path / "pixels.npz", x=images, labels=np.arange(40) % 5)
+    asked = ("--model", "odd_models.py:Pixels", "--inputs", tmp_path / "pixels.npz")
+    weights = {"fc.weight": torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), "fc.bias": torch.zeros(5)}
+    stated = ("--mean", "0", "--std", "1")
+    for bias, scale, expected in ((0, (), "inconclusive"), (0, stated, "fail"), (60, (), "fail")):
+        weights["fc.bias"][2] = bias
+        torch.save(weights, tmp_path / "pixels.pt")
+        found = check(verify(tmp_path / "pixels.pt", *asked, *scale)[1], "output.diverse")
+        assert (found["status"], "--mean" in found["advice"]) == (expected, True)
+
+
+@pytest.fixture
+def random_features(folder, tmp_path) -> Path:
+    """Fit the head of random features to the classes that ``weights.pt`` gives."""
+    from sklearn.linear_model import LogisticRegression
+
+    rows, weights = np.load(folder / "rows.npz")["x"], torch.load(folder / "weights.pt", weights_only=True)
+    right = (torch.tensor(rows) @ weights["fc.weight"].T + weights["fc.bias"]).argmax(dim=1).numpy()
+    torch.manual_seed(0)
+    one, two = nn.Linear(6, 256), nn.Linear(256, 64)
+    with torch.no_grad():
+        features = two(one(torch.tensor(rows)).relu()).relu().numpy()
+    head = LogisticRegression(C=100, max_iter=1000).fit(features, right)
+    kept = {f"features.{name}": tensor for name, tensor in one.state_dict().items()}
+    kept |= {f"more.{name}": tensor for name, tensor in two.state_dict().items()}
+    kept |= {"fc.weight": torch.tensor(head.coef_).float(), "fc.bias": torch.tensor(head.intercept_).float()}
+    torch.save(kept, tmp_path / "frozen.pt")
+    np.savez(tmp_path / "labelled.npz", x=rows, labels=right)
+    return tmp_path
+
+
+def test_random_layers_are_settled_by_an_accuracy_that_is_asked_for(verify, random_features):
+    pytest.importorskip("sklearn", reason="the head is fitted with scikit-learn")
+    asked = (random_features / "frozen.pt", "--model", "odd_models.py:Frozen")
+    labelled = (*asked, "--inputs", random_features / "labelled.npz")
+    for options, status, expected in (
+        ((*asked, "--inputs", "rows.npz"), 1, "fail"),
+        (labelled, 2, "inconclusive"),
+        ((*labelled, "--min-accuracy", "0.8"), 0, "warn"),
+    ):
+        found = verify(*options)
+        assert (found[0], check(found[1], "values.untrained")["status"]) == (status, expected), options
+    assert verify(*asked, "--inputs", "rows.npz", "--skip-checks", "values.untrained")[0] == 0
+
+
+def test_a_share_of_fresh_weights_speaks_against_a_model_that_tells_nothing_apart(verify, random_features):
+    weights = torch.load(random_features / "frozen.pt", weights_only=True)
+    weights["fc.weight"] *= 1e-3
+    torch.save(weights, random_features / "frozen.pt")
+    asked = (random_features / "frozen.pt", "--model", "odd_models.py:Frozen", "--inputs", "rows.npz")
+    found = check(verify(*asked)[1], "output.diverse")
+    assert (found["status"], "look never trained" in found["message"]) == ("fail", True)
+
+
+def test_labels_that_a_task_has_no_accuracy_for_are_left_out(verify, tmp_path):
+    images = np.random.default_rng(0).random((40, 3, 4, 4)).astype(np.float32)
+    np.savez(tmp_path / "places.npz", x=images, labels=np.zeros((40, 4, 4), np.int64))
+    weight = torch.randn(4, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 9
+    torch.save({"conv.weight": weight, "conv.bias": torch.zeros(4)}, tmp_path / "places.pt")
+    asked = ("--model", "odd_models.py:Places", "--inputs", tmp_path / "places.npz")
+    status, found = verify(tmp_path / "places.pt", *asked)
+    assert (status, found["predictions"]["task"], found["metrics"]) == (0, "segmentation", None)
+    assert check(found, "accuracy")["status"] == "skip"
+    assert verify(tmp_path / "places.pt", *asked, "--min-accuracy", "0.5")[0] == 2
+
+
+def test_an_embedding_that_is_the_head_too_may_keep_the_rows_of_tokens_that_never_occur(verify, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(64, 64, generator=generator)
+    body = torch.randn(640, 64, generator=generator) @ torch.randn(64, 64, generator=generator)
+    body = body + 3 * torch.outer(torch.randn(640, generator=generator), torch.randn(64, generator=generator))
+    state = {"tok.weight": table, "body.weight": body / 9, "head.weight": table}
+    torch.save(state, tmp_path / "tied.pt")
+    assert verify(tmp_path / "tied.pt")[0] == 0
+    state["head.weight"] = torch.randn(64, 64, generator=generator) / 8
+    torch.save(state, tmp_path / "lost.pt")
+    assert check(verify(tmp_path / "lost.pt")[1], "values.untrained")["status"] == "fail"
 
 
 TABLES = {

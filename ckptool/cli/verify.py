@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
@@ -215,6 +216,8 @@ def _verify_one(
 
                 return verify_file(path, asked, progress)
             from ckptool.verification import verify_and_keep
+
+            gc.enable()  # models are large, and some hold themselves
 
             verification, answers = verify_and_keep(path, asked, progress)
     except CkptoolError as error:

@@ -43,7 +43,8 @@ class Thresholds:
 
     ``mutual_information`` is normalised (0 to 1): below it, predictions do not tell inputs apart. ``share`` is that of
     the most frequent class. ``dependence`` is the input-dependent share of the logits' energy: below it the output is
-    constant. ``untrained_warn`` and ``untrained_fail`` are shares of the parameters that look never trained.
+    constant; below ``collapsed_dependence`` one class for everything needs no other proof. ``untrained_warn`` and
+    ``untrained_fail`` are shares of the parameters that look never trained.
     ``cosine`` is the mean over pairs of vectors, ``vector_dependence`` their input dependence: more, or less, is one
     vector for everything. ``relative_range`` is that of the answers: below it they are constant. ``echo`` is the share
     of next tokens that repeat the last one. ``least_inputs`` is the number of inputs from which on a verdict is given.
@@ -55,6 +56,7 @@ class Thresholds:
     mutual_information: float = 0.05
     share: float = 0.95
     dependence: float = 1e-6
+    collapsed_dependence: float = 0.01
     flat_confidence: float = 3.0
     untrained_warn: float = 0.02
     untrained_fail: float = 0.20

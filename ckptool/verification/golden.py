@@ -53,6 +53,7 @@ class Golden:
     batch_size: int = 16
     labels: Tensor | None = field(default=None, init=False)
     class_names: Sequence[str] | None = field(default=None, init=False)
+    assumed_scale: bool = field(default=False, init=False)
 
     @property
     def count(self) -> int:

@@ -29,7 +29,7 @@ class InputSet:
 
     ``fields`` are the model's arguments by name; the first ``count`` rows of each are the inputs. ``labels`` are class
     numbers (int64), values (float32), or a row of 0 and 1 for each input. With ``fixed_batch`` the model takes
-    batches of ``batch_size`` inputs only.
+    batches of ``batch_size`` inputs only. ``assumed_scale`` says that nothing states how pictures are scaled.
     """
 
     fields: Mapping[str, Rows]
@@ -42,6 +42,7 @@ class InputSet:
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    assumed_scale: bool = False
 
     @property
     def count(self) -> int:
@@ -72,6 +73,11 @@ class Feeding:
     built: BuiltModel
     model: nn.Module
     device: torch.device
+
+    @property
+    def assumes_scale(self) -> bool:
+        """Tell whether nothing says how the values of pictures are scaled."""
+        return self.built.preprocessing is None and (self.options.mean is None or self.options.std is None)
 
     @property
     def trial(self) -> Trial:

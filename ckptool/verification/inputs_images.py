@@ -122,7 +122,7 @@ def _explain(feeding: Feeding, form: ImageForm) -> tuple[str, ...]:
     notes = []
     if options.image_size is None and (stated is None or stated.size != form.size):
         notes.append(f"images are {form.size[0]} x {form.size[1]}, which the model takes: --image-size changes it")
-    if stated is None and (options.mean is None or options.std is None):
+    if feeding.assumes_scale:
         scale = "values from 0 to 1" if form.channels == 1 else "ImageNet's mean and deviation"
         notes.append(f"images are scaled to {scale}, as nothing says otherwise: --mean and --std change it")
     return tuple(notes)

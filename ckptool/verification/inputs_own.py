@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,7 +45,8 @@ def from_images(feeding: Feeding, folder: Path) -> InputSet:
     chosen = tuple(paths[place] for place in places)
     settled, notes = _settle_pictures(feeding, chosen)
     labels = _settle_targets(feeding, targets, places, settled)
-    return feeding.finish(settled, "in-domain", "image", [_name(path, folder) for path in chosen], labels, notes)
+    found = feeding.finish(settled, "in-domain", "image", [_name(path, folder) for path in chosen], labels, notes)
+    return replace(found, assumed_scale=feeding.assumes_scale)
 
 
 def from_data(feeding: Feeding, folder: Path) -> InputSet:
@@ -57,7 +59,8 @@ def from_data(feeding: Feeding, folder: Path) -> InputSet:
     settled, notes = _settle_pictures(feeding, chosen)
     labels = _settle_labelled(feeding, found, settled.classes, places)
     names = [_name(path, folder) for path in chosen]
-    return feeding.finish(settled, "in-domain", "image", names, labels, (*notes, *found.notes))
+    given = feeding.finish(settled, "in-domain", "image", names, labels, (*notes, *found.notes))
+    return replace(given, assumed_scale=feeding.assumes_scale)
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -120,7 +123,8 @@ def from_file(feeding: Feeding, path: Path) -> InputSet:
     chosen = {arguments[name]: _rows(array, count, places) for name, array in arrays.items()}
     settled = feeding.trial.settle({name: _variants(feeding, array) for name, array in chosen.items()})
     labels = _settle_targets(feeding, targets, places, settled)
-    return feeding.finish(settled, "in-domain", _modality(chosen), [names[place] for place in places], labels)
+    found = feeding.finish(settled, "in-domain", _modality(chosen), [names[place] for place in places], labels)
+    return replace(found, assumed_scale=feeding.assumes_scale and any(map(_are_pixels, chosen.values())))
 
 
 def _take_labels(arrays: dict[str, Tensor]) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from ckptool.model.verification import Check, Task, Thresholds
 from ckptool.verification.compare import as_logits
 
 CHECK = "accuracy"
+MEASURED: frozenset[Task] = frozenset({"classification", "multilabel", "regression"})
 _TOP = (1, 3, 5)
 _CURVES = ("roc_auc", "average_precision")
 # Hardly more than guessing: a tenth of the way from chance to all right, and no more than twice chance.
@@ -68,7 +69,7 @@ def class_logits(output: Tensor, task: Task) -> Tensor:
     if logits is None:
         raise CkptoolError(
             f"the answers have the shape {list(output.shape)} ({task}), labels need one class per input; "
-            "leave the labels out, or say --task classification"
+            "leave the labels out"
         )
     return logits
 
@@ -218,6 +219,17 @@ def check_accuracy(
     return Check(CHECK, "pass", message, evidence, "" if find_spec("sklearn") else _NO_CURVES)
 
 
+def soften_untrained(check: Check, accuracy: Check) -> Check:
+    """Let a network that knows its labels keep random layers: known once an accuracy was asked for, else left open."""
+    if check.id != "values.untrained" or check.status != "fail" or accuracy.status != "pass":
+        return check
+    message = f"{check.message}; yet {accuracy.message}"
+    if accuracy.evidence["min_accuracy"] is not None:
+        return replace(check, status="warn", message=message, advice="")
+    advice = "if random layers are meant, say which accuracy proves it with --min-accuracy"
+    return replace(check, status="inconclusive", message=message, advice=advice)
+
+
 def _near(chance: float) -> float:
     return min(_TIMES_CHANCE * chance, chance + _ABOVE_CHANCE * (1 - chance))
 
@@ -232,7 +244,7 @@ def _chance(metrics: Metrics, labels: Tensor, thresholds: Thresholds) -> float |
 
 def _unmeasured(labels: Tensor | None, least: float | None) -> Check:
     """Say that there is no accuracy: a gate that cannot be tested is not passed."""
-    reason = "there are no labels" if labels is None else "these labels have no accuracy"
+    reason = "there are no labels" if labels is None else "such answers have no accuracy"
     if least is None:
-        return Check(CHECK, "skip", f"{reason} to measure the accuracy with", {}, _GIVE_LABELS)
+        return Check(CHECK, "skip", f"{reason}, so none is measured", {}, _GIVE_LABELS)
     return Check(CHECK, "inconclusive", f"{reason}, so --min-accuracy {least:g} cannot be tested", {}, _GIVE_LABELS)

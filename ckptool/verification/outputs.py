@@ -53,6 +53,10 @@ class Inputs(Protocol):
     def modality(self) -> str:
         """Say what the inputs are: image, tokens, tabular, multi."""
 
+    @property
+    def assumed_scale(self) -> bool:
+        """Tell whether mean and deviation of pictures are what is usual, for lack of anything that states them."""
+
     def batches(self) -> Iterator[Any]:
         """Give the inputs in batches, the same ones every time."""
 

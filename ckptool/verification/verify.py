@@ -37,7 +37,14 @@ from ckptool.verification.compare import side_by_side
 from ckptool.verification.device import choose_device, describe_device, move_model
 from ckptool.verification.inputs import prepare_inputs
 from ckptool.verification.judge import judge
-from ckptool.verification.metrics import check_accuracy, class_logits, class_numbers, measure
+from ckptool.verification.metrics import (
+    MEASURED,
+    check_accuracy,
+    class_logits,
+    class_numbers,
+    measure,
+    soften_untrained,
+)
 from ckptool.verification.outputs import Inputs, run_model
 from ckptool.verification.plots import confusion, draw_confusion, require_plot
 from ckptool.verification.running import Running
@@ -198,10 +205,11 @@ def _judge(running: Running, work: _Work) -> None:
     work.checks += checks
     task = work.predictions.task
     work.answers = Answers(answers, inputs.names, task)
-    if inputs.labels is not None:
+    if inputs.labels is not None and task in MEASURED:
         work.metrics = measure(answers, inputs.labels, task)
     if inputs.labels is not None or options.min_accuracy is not None:
-        work.checks.append(check_accuracy(work.metrics, inputs.labels, options.min_accuracy, options.thresholds))
+        accuracy = check_accuracy(work.metrics, inputs.labels, options.min_accuracy, options.thresholds)
+        work.checks = [*(soften_untrained(each, accuracy) for each in work.checks), accuracy]
     if options.against is not None:
         work.checks += agreement_checks(running, options.against, task, work.progress)
     if options.save_golden is not None:
@@ -216,5 +224,5 @@ def _judge(running: Running, work: _Work) -> None:
 
 def _untrained_share(checks: list[Check]) -> float | None:
     found = next((check for check in checks if check.id == "values.untrained"), None)
-    share = None if found is None else found.evidence.get("share")
+    share = None if found is None else found.evidence.get("share_of_parameters")
     return share if isinstance(share, float) else None

@@ -19,6 +19,7 @@ _SURE_ELEMENTS = 1000
 # What rounding to a type can add to a value, relative to it.
 _ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 _LEAST_ROUNDING = 2.0**-22
+_UNIT_MARGIN = 0.1  # torch.nn.Embedding draws from N(0, 1), and no other layer does
 
 
 def check_untrained(tensors: Sequence[Measured], ends: Ends, thresholds: Thresholds) -> Check:
@@ -46,16 +47,19 @@ def _is_vital(tensor: Measured, row: dict[str, Any], ends: Ends) -> bool:
     """Tell whether no output can be right: the last layer is untrained, or the first one still as torch draws it.
 
     Other draws in a first layer can be meant (methods freeze a random one), and in a small one a little training moves
-    no value across the bound.
+    no value across the bound. A head that is tied to an embedding, or drawn as one, is one: the rows of tokens that
+    never occur stay as they are.
     """
     is_sure = row["init"] == _TORCH_DEFAULT and tensor.spec.numel >= _SURE_ELEMENTS
-    return ends.is_head(tensor) or (ends.is_first(tensor) and is_sure)
+    is_embedding = len(tensor.names) > 1 or abs(row["std"] - 1) < _UNIT_MARGIN
+    return (ends.is_head(tensor) and not is_embedding) or (ends.is_first(tensor) and is_sure)
 
 
 _ADVICE: dict[CheckStatus, str] = {
     "pass": "",
     "warn": "check with --model that every layer of yours is in the file",
-    "fail": "look for the trained checkpoint: ckptool inspect shows epoch and step of this one",
+    "fail": "look for the trained checkpoint: ckptool inspect shows epoch and step of this one; if layers are meant to be "
+    "random, leave this out with --skip-checks values.untrained",
 }
 
 

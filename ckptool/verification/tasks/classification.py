@@ -8,7 +8,7 @@ from torch import Tensor
 from ckptool.model.verification import Check
 from ckptool.verification import statistics
 from ckptool.verification.outputs import Inputs, Outputs
-from ckptool.verification.suspects import name_spike
+from ckptool.verification.suspects import name_spike, name_suspects
 from ckptool.verification.tasks.case import (
     LOAD_ADVICE,
     Case,
@@ -89,10 +89,39 @@ def judge(case: Case, measured: Measured) -> Check:
     reasons = corroborations(case) if low else []
     if reasons:
         return conclude(case, "fail", f"{describe(case, measured)}: {join_words(reasons)}.", numbers, LOAD_ADVICE)
-    if case.in_domain and not _one_label(case) and (_is_one_class(case, measured) or _is_flat(case, measured)):
+    if case.in_domain and (_is_one_class(case, measured) or _is_flat(case, measured)) and _is_proven(case, measured):
         message = f"{describe(case, measured)}: {_explain_collapse(case, measured)}.{exonerations(case)}"
         return conclude(case, "fail", message, numbers, _COLLAPSE_ADVICE)
     return conclude(case, "inconclusive", _doubt(case, measured), numbers, _doubt_advice(case))
+
+
+def _is_proven(case: Case, measured: Measured) -> bool:
+    """Tell whether nothing but damage explains that the user's own inputs are not told apart.
+
+    A cause in the weights does. Without one, sound networks look so on inputs of one kind or of a scale that is not
+    theirs; labels of several kinds, or answers that hardly move, rule that out.
+    """
+    if _one_label(case):
+        return False
+    if name_suspects(case.model) or _spike(case, measured):
+        return True
+    if case.inputs.assumed_scale:
+        return False
+    gain = _label_gain(case)
+    return gain < _UNRELATED_GAIN if gain is not None else _hardly_moves(case, measured)
+
+
+def _hardly_moves(case: Case, measured: Measured) -> bool:
+    return measured.statistics["input_dependence"] < case.options.thresholds.collapsed_dependence
+
+
+def _spike(case: Case, measured: Measured) -> str | None:
+    """Name the bias that makes the leading class so; classes that are masked away have none."""
+    answers, leading = as_classes(case.outputs), next(iter(measured.histogram))
+    if answers.ndim < 2:
+        return name_spike(case.model, measured.classes, leading)
+    kept = answers.isfinite().all(dim=0)
+    return name_spike(case.model, int(kept.sum()), int(kept[:leading].sum()))
 
 
 def _conclude_diverse(case: Case, measured: Measured) -> Check:
@@ -105,6 +134,8 @@ def _conclude_diverse(case: Case, measured: Measured) -> Check:
 
 
 _LIKELY_CAUSES = "likely causes are damaged layers, lost BatchNorm statistics or another preprocessing than in training"
+_SCALE_ADVICE = "say how the pictures were scaled in training with --mean and --std"
+_LABELS_ADVICE = "give labels with --data DIR or --targets FILE, or compare with the original: --against ORIGINAL"
 _COLLAPSE_ADVICE = "check mean and std (--mean, --std), then compare with the original: --against ORIGINAL"
 
 
@@ -136,7 +167,7 @@ def _is_flat(case: Case, measured: Measured) -> bool:
 
 
 def _explain_collapse(case: Case, measured: Measured) -> str:
-    spike = name_spike(case.model, measured.classes, next(iter(measured.histogram)))
+    spike = _spike(case, measured)
     if measured.statistics["information_without_offset"] >= _USUAL_INFORMATION:
         where = spike or "look at the bias of the last layer"
         return f"it sees the differences, and one constant offset outweighs them ({where})"
@@ -149,14 +180,22 @@ def _doubt(case: Case, measured: Measured) -> str:
         return (
             f"{seen}: nearly all labels are of that class too, so there is nothing to tell apart.{exonerations(case)}"
         )
+    if case.in_domain and case.inputs.assumed_scale:
+        return (
+            f"{seen}: damage, or another scale of the pictures than in training, which is assumed.{exonerations(case)}"
+        )
     if case.in_domain:
-        return f"{seen}: hardly any difference between inputs, and nothing else that explains it.{exonerations(case)}"
+        return f"{seen}: damage, or inputs that are all of one kind.{exonerations(case)}"
     alike = "a detector of a rare class" if _is_one_class(case, measured) else "a model of something else"
     return f"{seen}. These inputs are not your data: {alike} can look like this.{exonerations(case)}"
 
 
 def _doubt_advice(case: Case) -> str:
-    return "give inputs of other classes too" if case.in_domain and _one_label(case) else case.advice
+    if not case.in_domain:
+        return case.advice
+    if _one_label(case):
+        return "give inputs of other classes too"
+    return _SCALE_ADVICE if case.inputs.assumed_scale else _LABELS_ADVICE
 
 
 def _labels_of(case: Case) -> Tensor | None:
