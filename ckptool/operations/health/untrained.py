@@ -58,8 +58,8 @@ def _is_vital(tensor: Measured, row: dict[str, Any], ends: Ends) -> bool:
 _ADVICE: dict[CheckStatus, str] = {
     "pass": "",
     "warn": "check with --model that every layer of yours is in the file",
-    "fail": "look for the trained checkpoint: ckptool inspect shows epoch and step of this one; if layers are meant to be "
-    "random, leave this out with --skip-checks values.untrained",
+    "fail": "look for the trained checkpoint: ckptool inspect shows epoch and step of this one; if layers are meant to "
+    "be random, leave this out with --skip-checks values.untrained",
 }
 
 

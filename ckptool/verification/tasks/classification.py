@@ -31,6 +31,7 @@ _USUAL_INFORMATION = 0.2
 _LABEL_GAIN = 4.0
 _UNRELATED_GAIN = 2.0
 _CALIBRATED = 0.15
+_MOST_LABELS = 0.5
 
 
 def as_classes(outputs: Outputs) -> Tensor:
@@ -108,7 +109,10 @@ def _is_proven(case: Case, measured: Measured) -> bool:
     if case.inputs.assumed_scale:
         return False
     gain = _label_gain(case)
-    return gain < _UNRELATED_GAIN if gain is not None else _hardly_moves(case, measured)
+    if gain is None:
+        return _hardly_moves(case, measured)
+    is_usual = not _is_one_class(case, measured) or _share_right(case) >= _MOST_LABELS
+    return gain < _UNRELATED_GAIN or not is_usual
 
 
 def _hardly_moves(case: Case, measured: Measured) -> bool:
@@ -185,7 +189,8 @@ def _doubt(case: Case, measured: Measured) -> str:
             f"{seen}: damage, or another scale of the pictures than in training, which is assumed.{exonerations(case)}"
         )
     if case.in_domain:
-        return f"{seen}: damage, or inputs that are all of one kind.{exonerations(case)}"
+        kinds = "inputs that are all of one kind" if _labels_of(case) is None else "a class too rare among the labels"
+        return f"{seen}: damage, or {kinds}.{exonerations(case)}"
     alike = "a detector of a rare class" if _is_one_class(case, measured) else "a model of something else"
     return f"{seen}. These inputs are not your data: {alike} can look like this.{exonerations(case)}"
 
@@ -209,9 +214,18 @@ def _one_label(case: Case) -> bool:
     if labels is None:
         return False
     label, count = next(iter(statistics.histogram(labels).items()))
-    predicted = statistics.as_probabilities(as_classes(case.outputs)).argmax(dim=1)
-    agreed = (predicted == label).double().mean().item()
+    agreed = (_predicted(case) == label).double().mean().item()
     return min(count / len(labels), agreed) >= case.options.thresholds.share
+
+
+def _predicted(case: Case) -> Tensor:
+    return statistics.as_probabilities(as_classes(case.outputs)).argmax(dim=1)
+
+
+def _share_right(case: Case) -> float:
+    """Give the share of the labels that are predicted."""
+    labels = _labels_of(case)
+    return 0.0 if labels is None else (_predicted(case) == labels).double().mean().item()
 
 
 def _labels_agree(case: Case) -> bool:
