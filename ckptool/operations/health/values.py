@@ -193,12 +193,20 @@ def _far(
     yield from ((name, score) for name, score in scores if abs(score) > limit)
 
 
+def _is_shift(tensor: Measured) -> bool:
+    """Tell biases: two that are added to the same sum, as in a residual block and its shortcut, learn the same."""
+    return leaf(tensor.name) == "bias" and len(tensor.spec.shape) == 1
+
+
 def check_duplicates(tensors: Sequence[Measured]) -> Check:
     """Look for tensors with the same values that are no ties."""
     candidates = [
         tensor
         for tensor in tensors
-        if is_trained(tensor) and tensor.spec.numel > _LEAST_COPIED and not is_constant(tensor)
+        if is_trained(tensor)
+        and tensor.spec.numel > _LEAST_COPIED
+        and not is_constant(tensor)
+        and not _is_shift(tensor)
     ]
     if not candidates:
         return Check("values.duplicates", "skip", f"there are no trained tensors of more than {_LEAST_COPIED} elements")
