@@ -125,7 +125,7 @@ def _compare(views: _Views, options: CompareOptions, progress: Progress) -> Comp
         metadata=compare_metadata(views.a, views.b, progress) if options.metadata else None,
         wrappers_a=views.a.plan.wrappers,
         wrappers_b=views.b.plan.wrappers,
-        notes=(*views.notes, *_notes(views.a), *_notes(views.b), *common_notes),
+        notes=tuple(dict.fromkeys((*views.notes, *_notes(views.a), *_notes(views.b), *common_notes))),
         progress_a=_progressed(views.a),
         progress_b=_progressed(views.b),
     )
