@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -334,6 +335,11 @@ REFUSED = {
 def test_what_two_readers_would_read_differently_is_refused(run, sharded, case):
     damage, message = REFUSED[case]
     damage(sharded)
+    open_files = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(2):
+        with pytest.raises(UnreadableCheckpoint):
+            open_checkpoint(sharded)
+    assert len(os.listdir("/proc/self/fd")) == open_files  # noqa: PTH208
     ran = run("inspect", sharded)
     assert ran.status == 2, ran.out
     assert message in ran.err

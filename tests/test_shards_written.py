@@ -433,9 +433,12 @@ def test_a_source_that_turns_out_damaged_leaves_the_old_files(run, single, tmp_p
     assert contents(out) == before
 
 
-def stage_and_publish(folder: Path, names: list[str], meanwhile: Callable[[], object]) -> None:
-    with staging_folder(folder, names, "") as staged:
-        for name in names:
+def stage_and_publish(
+    folder: Path, names: list[str], meanwhile: Callable[[], object], index: str = "", *, replaced: bool = False
+) -> None:
+    everything = [*names, index] if index else names
+    with staging_folder(folder, names, index, replaced=everything if replaced else ()) as staged:
+        for name in everything:
             with staged.create(name) as file:
                 file.write(b"new")
         meanwhile()
@@ -452,6 +455,45 @@ def test_names_that_come_to_exist_meanwhile_are_not_replaced(tmp_path):
     with pytest.raises(OutputRefused, match="exists already"):
         stage_and_publish(new, names, lambda: (new.mkdir(), (new / "theirs").touch()))
     assert names_in(new) == ["theirs"]
+
+
+def test_a_disk_that_fails_in_the_midst_says_where_the_rest_is(tmp_path, monkeypatch):
+    names = ["a-00001-of-00002.bin", "a-00002-of-00002.bin"]
+    for name in (*names, "a.json"):
+        (tmp_path / name).write_bytes(b"old")
+    real = Path.replace
+
+    def fail_at_the_first(path: Path, target: Path) -> Path:
+        if path.name == names[0]:
+            raise OSError(5, "Input/output error")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_at_the_first)
+    with pytest.raises(OutputRefused, match="those that are not in place yet are in") as refused:
+        stage_and_publish(tmp_path, names, lambda: None, "a.json", replaced=True)
+    staged = next(path for path in tmp_path.iterdir() if path.is_dir())
+    assert str(staged) in str(refused.value)
+    assert names_in(staged) == [names[0], "a.json"]
+    assert names_in(tmp_path) == [staged.name, names[1]]  # neither the first nor the index: nothing looks whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_old_files_and_nothing_else(run, single, tmp_path, number):
+    out = tmp_path / "out"
+    assert run("convert", single, out, "--max-shard-size", "600").status == 0
+    before = contents(out)
+    torch.save({f"{index}": torch.zeros(1 << 22) for index in range(10)}, tmp_path / "large.pt")
+    command = [sys.executable, "-m", "ckptool", "convert", tmp_path / "large.pt", out]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [*map(str, command), "--max-shard-size", "20MB", "--force"], stderr=subprocess.PIPE, env=environment
+    )
+    while process.poll() is None and len(names_in(out)) == len(before):
+        pass
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode in (130, 128 + number)
+    assert contents(out) == before
 
 
 KILLED_AT = """

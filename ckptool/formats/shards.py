@@ -183,7 +183,7 @@ def unlisted_shards(shards: ShardSet) -> tuple[Finding, ...]:
     beside = [name for name in listing(shards.folder) if name not in shards.names and _set_of(name) in sets]
     if not beside:
         return ()
-    return (Finding("unlisted-shard", f"the index does not name {some(beside)}, which are numbered like its own"),)
+    return (Finding("unlisted-shard", f"{some(beside)} beside its shards are numbered like them and not among them"),)
 
 
 def _set_of(name: str) -> tuple[str, ...] | None:
