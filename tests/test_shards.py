@@ -174,6 +174,15 @@ def test_the_weights_of_a_folder_are_chosen_as_the_hub_chooses(run, tmp_path, na
     assert len(told) == bool([name for name in others if name != "optimizer.bin"])
 
 
+def test_a_file_of_a_folder_is_named_where_it_is_refused(run, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert (
+        run("inspect", tmp_path).err
+        == f"ckptool: {tmp_path}: 'model.safetensors': the file is empty; get the file again\n"
+    )
+
+
 @pytest.mark.parametrize("names", [[], ["a.ckpt"], ["model.safetensors"], ["last.ckpt", "config.json"], ["latest"]])
 def test_other_folders_are_no_checkpoint(run, tmp_path, names):
     for name in names:

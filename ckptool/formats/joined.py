@@ -45,7 +45,7 @@ def _open_found(folder: Path, weights: FolderWeights, read: _Read) -> Checkpoint
     if weights.shards:
         return _open_shards(ShardSet(folder, folder, weights.shards), read)
     path = folder / weights.name
-    return open_index(open_file(path), folder, read) if weights.is_index else read(path)
+    return open_index(open_file(path), folder, read) if weights.is_index else _read_one(path, read)
 
 
 def open_index(file: InputFile, path: Path, read: _Read) -> Checkpoint:
@@ -71,7 +71,7 @@ def _open_shards(shards: ShardSet, read: _Read) -> Checkpoint:
     with ExitStack() as stack:
         try:
             for name in shards.names:
-                part = _read_one(shards, name, read)
+                part = _read_one(shards.folder / name, read)
                 parts.append(stack.enter_context(part))
             joined = _join(shards, parts)
         except UnreadableCheckpoint as error:
@@ -80,12 +80,13 @@ def _open_shards(shards: ShardSet, read: _Read) -> Checkpoint:
         return replace(joined, file=stack.pop_all())
 
 
-def _read_one(shards: ShardSet, name: str, read: _Read) -> Checkpoint:
+def _read_one(path: Path, read: _Read) -> Checkpoint:
+    """Read one of the files in a folder; a refusal names it."""
     try:
-        return read(shards.folder / name)
+        return read(path)
     except UnreadableCheckpoint as error:
-        error.args = (f"{name!r:.100}: {error}",)
-        error.globals = tuple(_placed(name, error.globals))
+        error.args = (f"{path.name!r:.100}: {error}",)
+        error.globals = tuple(_placed(path.name, error.globals))
         raise
 
 
