@@ -81,6 +81,34 @@ def test_closed_streams_are_not_taken_for_the_output(weights, closed):
     assert loads(weights.with_name("out.pt")) == ["a", "b"]
 
 
+# --- the place and the settings that it runs in ---
+
+HOSTILE_MODULES = ("torch", "json", "numpy", "typer", "rich", "zlib", "pickle", "sitecustomize", "ckptool")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "in.pt", "--json"], ["verify", "in.pt"], ["convert", "in.pt", "out.safetensors"]]
+)
+def test_modules_beside_the_checkpoint_are_never_imported(weights, arguments):
+    folder = weights.parent
+    for name in HOSTILE_MODULES:
+        (folder / f"{name}.py").write_text("open('imported', 'w')")
+    (folder / "bin").mkdir()
+    script = folder / "bin" / "ckptool"  # as an installer writes it
+    script.write_text("import sys\nfrom ckptool.cli import main\nsys.exit(main())\n")
+    settings = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "0"}
+    ran = subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | settings | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert not (folder / "imported").exists()
+
+
 # --- outputs that are no files ---
 
 
