@@ -325,6 +325,14 @@ def test_real_ties_are_no_duplicates_and_count_once(judge: Callable[..., dict[st
     )
 
 
+def test_biases_that_are_added_to_one_sum_may_be_equal(judge: Callable[..., dict[str, Check]], state: State):
+    shift = torch.randn(200, generator=torch.Generator().manual_seed(2))
+    state |= {"block.bn2.bias": shift, "block.shortcut.bias": shift.clone()}
+    assert judge(state)["values.duplicates"].status == "pass"
+    state |= {"block.bn2.weight": shift.clone(), "block.shortcut.weight": shift.clone()}
+    assert judge(state)["values.duplicates"].status == "warn"
+
+
 def test_an_unused_layer_is_mentioned_and_passes(judge: Callable[..., dict[str, Check]], state: State):
     big = {f"big.{index}.weight": (state["body.0.weight"] + index).repeat(10, 10) for index in range(5)}
     state["body.1.weight"] = fresh()["body.1.weight"]

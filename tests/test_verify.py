@@ -357,6 +357,17 @@ def test_without_a_model_torch_is_not_loaded(place):
 # --- what each option does ---
 
 
+def test_without_torch_the_file_is_judged_and_a_model_refused(place):
+    program = (
+        "import sys; sys.modules['torch'] = None; from ckptool.cli import main; "
+        "print(main(['verify', 'clean.pt', '--quiet']), main(['verify', 'clean.pt', '--model', 'x:y', '--quiet']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=place, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["0", "2"]
+    [line] = ran.stderr.splitlines()
+    assert "needs PyTorch; pip install torch" in line
+
+
 def test_only_the_checks_that_are_asked_for(verify):
     assert [each["id"] for each in verify(DIGITS, "--checks", "keys", model=None)[1]["checks"]] == ["keys"]
     values = verify(DIGITS, "--checks", "values", model=None)[1]["checks"]

@@ -34,6 +34,7 @@ _CHECKS = {name: name for name in (*CHECK_IDS, *dict.fromkeys(check.partition(".
 _WITHOUT_MODEL = frozenset(
     {"weights", "keys", "as_is", "against", "checks", "skip_checks", "thresholds", "seed", "device", "batch_size"}
 )
+_NEEDED = {"torch": "PyTorch", "numpy": "NumPy"}
 _SPELLED = {"model_args": "model-arg", "input_shapes": "input-shape"}
 
 
@@ -222,6 +223,11 @@ def _verify_one(
             verification, answers = verify_and_keep(path, asked, progress)
     except CkptoolError as error:
         return Verification(str(path), "error", (), error=str(error), thresholds=asked.thresholds)
+    except ModuleNotFoundError as error:
+        if error.name not in _NEEDED:
+            raise
+        reason = f"--model: building and running one needs {_NEEDED[error.name]}; pip install {error.name}"
+        return Verification(str(path), "error", (), error=reason, thresholds=asked.thresholds)
     if answers is not None:
         kept[str(path)] = answers
     return verification
