@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, MadeDense, OutputKind, Tie
 from ckptool.model.dtypes import DType
 from ckptool.model.plans import CLEAN_MARK, CopyPlan, KeyPlan, Note, PlannedOpaque, PlannedTensor, StateDict
-from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, walk
+from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec, walk
+from ckptool.operations.copy_notes import copy_notes
 from ckptool.operations.entries import refuse_unwritable
 from ckptool.operations.facts import CarriedFacts
 from ckptool.operations.opaque import OpaquePolicy
@@ -139,7 +140,7 @@ def plan_copy(
         flattened=tuple(rebuilder.flattened),
         ties=_ties(tensors, plan.aliases),
         tallies=tuple(placer.tallies),
-        notes=tuple(_notes(specs, plan, uncast)),
+        notes=tuple(copy_notes(specs, plan, uncast)),
         opaque=kept,
         made_dense=tuple(policy.made_dense),
     )
@@ -319,48 +320,3 @@ def _ties(tensors: Mapping[str, PlannedTensor], aliases: Mapping[str, str]) -> t
         if kept != name:
             ties.append(Tie(name, kept, written=name not in aliases))
     return tuple(ties)
-
-
-def _notes(specs: Mapping[str, TensorSpec], plan: CopyPlan, uncast: Collection[str]) -> Iterable[Note]:
-    if uncast:
-        yield Note("scales-uncast", f"{len(uncast)} scale(s) of bitsandbytes keep their type: its kernels ask for it")
-    arrays = sum([spec.is_numpy for spec in specs.values()])
-    if 0 < arrays < len(specs):  # where all are arrays, nobody expects tensors
-        yield Note("numpy-arrays", f"{arrays} NumPy array(s) are written as tensors")
-    if plan.aliases:
-        yield Note(
-            "ties-aliased",
-            f"{len(plan.aliases)} tied name(s) stand in the metadata instead of being written twice; "
-            "for a loader that insists on every key, add --ties copy",
-        )
-    by_storage: dict[Storage, dict[tuple[Any, ...], tuple[str, TensorSpec]]] = {}
-    for name, spec in specs.items():
-        if spec.numel:
-            by_storage.setdefault(spec.storage, {}).setdefault(spec.view_key, (name, spec))
-    for storage, views in by_storage.items():
-        yield from _storage_notes(storage, sorted(views.values(), key=lambda view: _span(view[1])))
-
-
-def _storage_notes(storage: Storage, views: list[tuple[str, TensorSpec]]) -> Iterable[Note]:
-    covered_to = covered = 0
-    previous = ""
-    for name, spec in views:
-        start, end = _span(spec)
-        if start < covered_to:
-            text = f'"{previous}" and "{name}" overlap in one storage: each gets bytes of its own'
-            yield Note("overlap-cloned", text)
-        covered += max(0, end - max(start, covered_to))
-        if end > covered_to:
-            covered_to, previous = end, name
-    if covered < storage.nbytes:
-        text = (
-            f"storage {storage.key} holds {storage.nbytes - covered} bytes that no selected tensor shows: not written"
-        )
-        yield Note("slack-left", text)
-
-
-def _span(spec: TensorSpec) -> tuple[int, int]:
-    """Give the first byte of a view and the one after its last, within its storage."""
-    reach = sum((size - 1) * stride for size, stride in zip(spec.shape, spec.stride, strict=True))
-    size = spec.dtype.itemsize
-    return spec.offset * size, (spec.offset + reach + 1) * size

@@ -25,8 +25,9 @@ from ckptool.formats.pickle.reading import (
     StorageType,
 )
 from ckptool.formats.pickle.severity import normalise
-from ckptool.formats.pickle.tensors import STORAGE_TYPES, as_parameter, rebuild_views, view_storage
+from ckptool.formats.pickle.tensors import STORAGE_TYPES, as_parameter, rebuild_views
 from ckptool.formats.pickle.tree import check_tree
+from ckptool.formats.pickle.views import view_storage
 from ckptool.model.values import GlobalRef, TensorSpec
 
 __all__ = [
