@@ -59,14 +59,6 @@ def _refuse_repeated(tensor: OpaqueTensor, key: str) -> None:
         raise contradiction(tensor.detail, key, "names a place twice")
 
 
-def check_sparse(tensor: OpaqueTensor, key: str) -> None:
-    """Read the indices of a sparse tensor and hold them to its shape; they need not be sorted.
-
-    :raises UnreadableCheckpoint: its parts do not fit each other, or an index lies outside its shape.
-    """
-    read_runs(tensor, key)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class DensifiedSource:
     """Give the row-major little-endian elements of the dense tensor (see ``ByteSource``).

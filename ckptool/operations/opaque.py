@@ -82,9 +82,9 @@ class OpaquePolicy:
             raise UnsupportedTensor(f'tensor "{key}" is {reason}; or leave it out with --exclude')
         if id(tensor) not in self._planned:
             if tensor.kind == "sparse":
-                from ckptool.operations.densify import check_sparse
+                from ckptool.operations.sparse_places import read_runs  # NumPy, only where there are indices to check
 
-                check_sparse(tensor, key)
+                read_runs(tensor, key)
             self._planned[id(tensor)] = _plan(tensor, key, place, cast)
         return self._planned[id(tensor)]
 
