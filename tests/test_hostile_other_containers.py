@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import collections
 import gzip
 import io
 import json
@@ -15,6 +16,7 @@ import tempfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,8 @@ from support.containers import (
     torch_tar_members,
     zipped,
 )
-from support.crafted import FOUR_FLOATS, Rebuilt, archived, members_of, named, pickled
-from support.tensors import torch_bytes
+from support.crafted import FOUR_FLOATS, PersistentId, Rebuilt, archived, legacy, members_of, named, pickled
+from support.tensors import materialise, torch_bytes
 from support.zips import archive, entries_of
 
 from ckptool.errors import UnreadableCheckpoint
@@ -306,6 +308,36 @@ def test_array_of_objects_is_data(run: Any, tmp_path: Path, make: Callable[[Any]
 
 # --- pickles ------------------------------------------------------------------------------------------------------
 
+
+class Loaded:
+    """Pickle as a storage that lies in the pickle as a file of its own."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.stream = stream
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.storage._load_from_bytes, (self.stream,)
+
+
+def with_storage(**changes: Any) -> bytes:
+    """Pickle a tensor whose storage is such a file."""
+    numel = changes.pop("numel", 4)
+    name = PersistentId(named("0", numel, torch.FloatStorage, "cpu", changes.pop("view", None)))
+    stream = legacy(changes.pop("value", name), ["0"], [(changes.pop("count", 4), FOUR_FLOATS)], **changes)
+    arguments = (Loaded(stream), 0, (4,), (1,), False, collections.OrderedDict())
+    return pickle.dumps({"w": Tensor(arguments)}, 2)
+
+
+@dataclass
+class Tensor:
+    """Pickle as a tensor rebuilt from these arguments."""
+
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
 PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut": (lambda: pickle.dumps({"w": numpy.ones(3)})[:-9], "the pickle ends early"),
     "two": (lambda: pickle.dumps({}) * 2, "bytes follow the pickle, which most readers pass over"),
@@ -316,6 +348,13 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "array type": (lambda: pickle.dumps(numpy.ones(3), 2).replace(b"f8", b"f7"), "a type that there is not"),
     "type version": (lambda: pickle.dumps(numpy.ones(3), 2).replace(b"(K\x03", b"(K\x05"), "NumPy does not write"),
+    "storage size": (lambda: with_storage(numel=5), "a storage in the pickle has another size than it declares"),
+    "storage count": (lambda: with_storage(count=3), "a storage in the pickle has another size than it declares"),
+    "storage tail": (lambda: with_storage(tail=b"x"), "a storage in the pickle has another size than it declares"),
+    "storage view": (lambda: with_storage(view=("v", 0, 4)), "a storage in the pickle does not hold one storage"),
+    "storage is none": (lambda: with_storage(value=3), "a storage in the pickle does not hold one storage"),
+    "storage magic": (lambda: with_storage(magic=3), "the preamble is not that of torch's format 1001"),
+    "storage system": (lambda: with_storage(system={"x": Call()}), "names code, which torch never writes there"),
     "array version": (lambda: pickle.dumps(numpy.ones(3), 2).replace(b"(K\x01", b"(K\x02"), "NumPy does not write"),
 }
 
@@ -324,6 +363,22 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_hostile_pickle_is_refused(tmp_path: Path, case: str) -> None:
     make, message = PICKLES[case]
     assert message in str(refusal(tmp_path, make()))
+
+
+def test_crafted_storage_in_a_pickle_is_what_torch_reads(tmp_path: Path) -> None:
+    """Judge the file that the hostile rows start from."""
+    path = tmp_path / "model"
+    path.write_bytes(with_storage())
+    assert pickle.loads(with_storage())["w"].tolist() == [1, 2, 3, 4]
+    with open_checkpoint(path) as checkpoint:
+        assert materialise(checkpoint.root.get("w")).tolist() == [1, 2, 3, 4]
+
+
+def test_one_storage_loaded_without_end_is_refused(tmp_path: Path) -> None:
+    one = pickle.dumps(Loaded(b"x" * 5000), 2)[2:-1]
+    loads = b"ctorch.storage\n_load_from_bytes\n" + b"h\x00\x85R0"
+    data = b"\x80\x02B" + struct.pack("<I", 5000) + bytes(5000) + b"q\x000" + loads * 400 + one + b"."
+    refusal(tmp_path, data)
 
 
 def test_what_a_pickle_names_outlives_what_follows_it(tmp_path: Path) -> None:

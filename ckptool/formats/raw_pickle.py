@@ -1,10 +1,11 @@
-"""A plain pickle, as Detectron2 writes its models: arrays of NumPy lie in it, between the opcodes."""
+"""A plain pickle, as Detectron2 writes its models: arrays of NumPy, or tensors of torch, lie between its opcodes."""
 
 from __future__ import annotations
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog, read_pickle, scan_rest
+from ckptool.formats.pickled_storage import read_pickled_storage
 from ckptool.formats.torch_zip import LARGEST_PICKLE
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.values import TensorSpec, walk
@@ -22,7 +23,13 @@ def read_raw_pickle(file: InputFile) -> Checkpoint:
         )
     log = GlobalLog()
     data = file.read(0, file.size)
-    unpickled = read_pickle(data, label="the pickle", load_storage=None, log=log)
+    unpickled = read_pickle(
+        data,
+        label="the pickle",
+        load_storage=None,
+        log=log,
+        load_bytes=lambda stream: read_pickled_storage(stream, log),
+    )
     if unpickled.end != file.size:
         scan_rest(data, label="the pickle", log=log, start=unpickled.end)
         error = UnreadableCheckpoint(

@@ -7,7 +7,7 @@ checksum.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
@@ -27,7 +27,7 @@ from ckptool.model.values import DictNode, Storage
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_COUNT_BYTES = 8
+COUNT_BYTES = 8
 _FIRST_HEAD = 1 << 20
 _HEAD_GROWTH = 8
 # Sizes of C types in bytes; torch writes those of struct's standard mode on every machine.
@@ -54,7 +54,7 @@ def read_torch_legacy(file: InputFile) -> Checkpoint:
     stream = _Stream(file)
     table = _StorageTable(file)
     try:
-        _check_preamble(stream)
+        check_preamble(stream)
         value = stream.read("object", table.load)
         end = table.place(stream.read("storage keys"), stream.position)
     except UnreadableCheckpoint as error:
@@ -112,8 +112,19 @@ class _Stream:
         self._head = self._file.read(0, nbytes)
 
 
-def _check_preamble(stream: _Stream) -> None:
-    """Read the three pickles before the object, which hold plain numbers and text and nothing else."""
+class PickleStream(Protocol):
+    """Read one pickle after the other, wherever they lie; ``log`` gets what they name."""
+
+    @property
+    def log(self) -> GlobalLog: ...
+    def read(self, label: str) -> Any: ...
+
+
+def check_preamble(stream: PickleStream) -> None:
+    """Read the three pickles before the object, which hold plain numbers and text and nothing else.
+
+    :raises UnreadableCheckpoint: they hold anything else.
+    """
     magic, protocol, system = (
         stream.read(label) for label in ("magic number", "protocol version", "system information")
     )
@@ -192,13 +203,13 @@ class _StorageTable:
 
     def _place_one(self, root: _Root, position: int) -> int:
         key, numel = root.storage.key, root.identifier[4]
-        begin = position + _COUNT_BYTES
+        begin = position + COUNT_BYTES
         end = begin + root.storage.nbytes
         if end > self._file.size:
             raise UnreadableCheckpoint(
                 f"the file is truncated: the storage {key!r:.80} ends at byte {end:,} of {self._file.size:,}; {_AGAIN}"
             )
-        count = int.from_bytes(self._file.read(position, _COUNT_BYTES), "little", signed=True)
+        count = int.from_bytes(self._file.read(position, COUNT_BYTES), "little", signed=True)
         if count != numel:
             raise UnreadableCheckpoint(
                 f"the storage {key!r:.80} declares {numel:,} elements and has {count:,}; {_AGAIN}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.pickle.engine import TruncatedPickle
@@ -16,6 +16,7 @@ from ckptool.formats.pickle.machine import Machine
 from ckptool.formats.pickle.reading import (
     BareStorage,
     GlobalLog,
+    LoadBytes,
     LoadNamed,
     LoadStorage,
     LoadStorages,
@@ -43,6 +44,8 @@ __all__ = [
     "storage_type",
     "view_tensor",
 ]
+
+Loaded = TypeVar("Loaded")
 
 _REST_BYTES = 16 << 20
 _REST_ATTEMPTS = 256
@@ -77,25 +80,37 @@ def read_pickle(
     log: GlobalLog,
     load_storages: LoadStorages | None = None,
     load_named: LoadNamed | None = None,
+    load_bytes: LoadBytes | None = None,
     start: int = 0,
 ) -> Unpickled:
     """Read the pickle that begins at byte ``start``; ``label`` names it in messages and in the log.
 
     ``load_storage`` gets persistent ids as ``("storage", StorageType, key, location, numel[, view])``, only the
     second checked; ``load_storages`` the columns of many such, from the second to the fifth, and may give None: then
-    they are loaded one by one. ``load_named`` gets those that are texts, as before torch 0.1.10. What the log holds
-    stays when the rest turns out to be malformed.
+    they are loaded one by one. ``load_named`` gets those that are texts, as before torch 0.1.10, and ``load_bytes``
+    the storages that ``pickle.dump`` writes as bytes. What the log holds stays when the rest turns out to be malformed.
 
     :raises UnreadableCheckpoint: the bytes are no pickle, or one that only running it could complete.
     """
     reading = Reading(label, log, len(data) - start)
     with _without_collector():
         try:
-            return _run(Machine(bytes(data), start, reading, load_storage, load_storages, load_named))
+            return _run(Machine(bytes(data), start, reading, load_storage, load_storages, load_named, load_bytes))
         except BareStorage:
             # Rare, and a look at what every storage becomes would cost each of the others: read again with that look.
-            load_view = None if load_storage is None else lambda pid: view_storage(load_storage(pid))
-            return _run(Machine(bytes(data), start, Reading(label, log, len(data) - start), load_view))
+            reading = Reading(label, log, len(data) - start)
+            views = _viewing(load_storage), None, _viewing(load_named), _viewing(load_bytes)
+            return _run(Machine(bytes(data), start, reading, *views))
+
+
+def _viewing(load: Callable[[Loaded], Any] | None) -> Callable[[Loaded], Any] | None:
+    """Have storages come as the tensors of all their elements."""
+
+    def load_view(identifier: Loaded) -> Any:
+        found = load(identifier) if load is not None else None
+        return view_storage(found) if isinstance(found, PickledStorage) else found
+
+    return None if load is None else load_view
 
 
 def scan_rest(data: bytes | memoryview, *, label: str, log: GlobalLog, start: int) -> None:

@@ -14,6 +14,7 @@ from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Eng
 from ckptool.formats.pickle.reading import (
     Draft,
     Handler,
+    LoadBytes,
     LoadNamed,
     LoadStorage,
     LoadStorages,
@@ -42,6 +43,7 @@ _BORN_EMPTY = _CLASSES & {
 _unpack_int4 = INT4.unpack_from
 
 _GETATTR = ("builtins", "getattr")
+_LOAD_BYTES = ("torch.storage", "_load_from_bytes")
 _INVALID = GlobalRef("<invalid>", "<invalid>", "dangerous")
 _DYNAMIC = GlobalRef("<computed>", "<computed>", "dangerous")
 _NOTHING = GlobalRef("", "", "safe")
@@ -59,11 +61,13 @@ class Machine(Engine):
         load_storage: LoadStorage | None,
         load_storages: LoadStorages | None = None,
         load_named: LoadNamed | None = None,
+        load_bytes: LoadBytes | None = None,
     ) -> None:
         super().__init__(data, start, reading)
         self.load_storage = load_storage
         self.load_storages = load_storages
         self.load_named = load_named
+        self.load_bytes = load_bytes
         self._names: dict[tuple[str, str], Any] = {}
         # By identity of the GlobalRef, which ``_names`` keeps alive: hashing its fields takes ten times as long.
         self._calls: dict[int, Callable[[tuple[Any, ...]], Any]] = {}
@@ -433,6 +437,8 @@ class Machine(Engine):
             self.reading.log.record(function, self.where(position), called=True)
             spelled = severity.normalise(function.module, function.name)
             handler = _HANDLERS.get(spelled, _get_nested if spelled == _GETATTR else _keep_call)
+            if self.load_bytes is not None and spelled == _LOAD_BYTES:
+                handler = self._load_bytes
             if handler is _keep_call and spelled in _SAFE:
                 handler = Reading.misfit
             if handler is tensors.rebuild_tensor_v2:
@@ -546,6 +552,13 @@ class Machine(Engine):
         if storage_type is None or pid[0] != "storage" or len(pid) == 4:
             raise Malformed("refers to something that is no storage")
         return self.load_storage(("storage", storage_type, *pid[2:]))
+
+    def _load_bytes(self, reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
+        """Read a storage that lies in the pickle as a file of its own."""
+        if len(args) != 1 or type(args[0]) is not bytes or self.load_bytes is None:
+            return reading.misfit(ref, args)
+        reading.charge(len(args[0]))  # the same bytes may be loaded any number of times
+        return self.load_bytes(args[0])
 
     def _load_named(self, load: LoadNamed, pid: Any) -> Any:
         """Answer what torch wrote before 0.1.10: the key of a tensor or storage, or a module's class and source."""

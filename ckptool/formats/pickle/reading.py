@@ -50,6 +50,7 @@ LoadStorages = Callable[
     [Sequence[StorageType], Sequence[str], Sequence[str], Sequence[int]], "list[PickledStorage] | None"
 ]
 LoadNamed = Callable[[str], Any]
+LoadBytes = Callable[[bytes], Any]
 
 _WORST_FIRST = {"dangerous": 0, "unknown": 1, "info": 2, "safe": 3}
 
