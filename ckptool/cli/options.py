@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Optional, TypeVar
 
@@ -182,7 +181,7 @@ _UNITS = {
     "GIB": 1 << 30,
     "TIB": 1 << 40,
 }
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([a-z]*)", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?\s*([a-z]*)", re.ASCII | re.IGNORECASE)
 
 
 def size_in_bytes(option: str, text: str) -> int:
@@ -191,8 +190,9 @@ def size_in_bytes(option: str, text: str) -> int:
     :raises CkptoolError: it is no size, or none of at least one byte.
     """
     match = _SIZE.fullmatch(text.strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    nbytes = int(Decimal(match[1]) * unit) if match and unit else 0
+    whole, part, unit = match.groups("") if match else ("0", "", "")
+    scale: int = 10 ** len(part)
+    nbytes = int(whole + part) * _UNITS.get(unit.upper(), 0) // scale
     if nbytes < 1:
         raise CkptoolError(f"{option} {text}: no size; give bytes, or a number with KB, MB, GB, KiB, MiB or GiB")
     return nbytes

@@ -11,8 +11,6 @@ from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import KeySummary, NextStep, Safety
 from ckptool.model.plans import Selection
 from ckptool.model.values import OpaqueTensor, TensorSpec
-from ckptool.operations.entries import unwritable
-from ckptool.operations.opaque import OPTIONS, OpaquePolicy
 
 CHECKPOINT_SUFFIXES = frozenset(
     {".pt", ".pth", ".ckpt", ".bin", ".th", ".tar", ".pyth", ".pkl", ".model", ".safetensors"}
@@ -29,9 +27,31 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
     if keys.refusal is not None:
         return NextStep(f"ckptool inspect --tree {_quoted(path)}", "see the groups of keys, then choose one")
     special = {key: value for key, value in selection.chosen.entries.items() if type(value) is not TensorSpec}
-    if _is_refused(special, OpaquePolicy()):
-        return _settle(checkpoint, special)
     whole = _whole(checkpoint)
+    return (_settle(path, whole, special) if special else None) or _write(checkpoint, whole, keys, safety)
+
+
+def _settle(path: Path, whole: Path, special: Mapping[str, Any]) -> NextStep | None:
+    """Make sparse and quantized tensors dense where that is all that is needed; None where all can be written."""
+    # Few files hold any: what decides about them would slow the start for all others.
+    from ckptool.operations.entries import unwritable
+    from ckptool.operations.opaque import OPTIONS, OpaquePolicy
+
+    def is_refused(policy: OpaquePolicy) -> bool:
+        return any(unwritable(key, value, policy) for key, value in special.items())
+
+    if not is_refused(OpaquePolicy()):
+        return None
+    if is_refused(OpaquePolicy(densify=True, dequantize=True)):
+        return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see which tensors are no plain arrays")
+    kinds = {value.kind for value in special.values() if isinstance(value, OpaqueTensor)}
+    options = " ".join(option for kind, option in OPTIONS.items() if kind in kinds)
+    target = whole.with_name(f"{_stem(whole)}-dense.safetensors")
+    return _run(f"convert {options}", path, target, "write them as dense tensors")
+
+
+def _write(checkpoint: Checkpoint, whole: Path, keys: KeySummary, safety: Safety) -> NextStep:
+    path = checkpoint.path
     if not keys.already_clean:
         stem = _stem(whole)
         suffix = whole.name.removeprefix(stem) if whole.suffix.lower() not in _OTHER_SUFFIXES else ".pt"
@@ -41,10 +61,6 @@ def next_step(checkpoint: Checkpoint, selection: Selection, keys: KeySummary, sa
         reason = "leave the pickle behind" if safety.verdict != "clean" else "write one small, safe file"
         return _run("convert", path, whole.with_name(f"{_stem(whole)}.safetensors"), reason)
     return NextStep(f"ckptool inspect --stats {_quoted(path)}", "read the values: is anything not finite or all zero?")
-
-
-def _is_refused(entries: Mapping[str, Any], policy: OpaquePolicy) -> bool:
-    return any(unwritable(key, value, policy) for key, value in entries.items())
 
 
 def _whole(checkpoint: Checkpoint) -> Path:
@@ -58,17 +74,6 @@ def _whole(checkpoint: Checkpoint) -> Path:
     if checkpoint.shards and path.name == checkpoint.facts["index"]:
         path = path.parent
     return path.resolve() if path.name in ("", "..") else path
-
-
-def _settle(checkpoint: Checkpoint, special: Mapping[str, Any]) -> NextStep:
-    """Make sparse and quantized tensors dense where that is all that is needed."""
-    path, whole = checkpoint.path, _whole(checkpoint)
-    if _is_refused(special, OpaquePolicy(densify=True, dequantize=True)):
-        return NextStep(f"ckptool inspect --tensors {_quoted(path)}", "see which tensors are no plain arrays")
-    kinds = {value.kind for value in special.values() if isinstance(value, OpaqueTensor)}
-    options = " ".join(option for kind, option in OPTIONS.items() if kind in kinds)
-    target = whole.with_name(f"{_stem(whole)}-dense.safetensors")
-    return _run(f"convert {options}", path, target, "write them as dense tensors")
 
 
 def _choose(path: PurePath, selection: Selection) -> NextStep:
