@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from support.sources import FileBytes, MemoryBytes, dense, view
 
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint, UnsupportedTensor
+from ckptool.model.copies import Payload
 from ckptool.model.dtypes import BY_NAME
-from ckptool.model.plans import Payload
 from ckptool.model.sources import CHUNK_BYTES
 from ckptool.model.values import TensorSpec
 from ckptool.operations import gather

@@ -25,8 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptool.errors import OutputRefused, PlanRefused, UnreadableCheckpoint, UnsupportedTensor
+from ckptool.model.copies import CopyPlan, Extent, Payload, PlannedTensor
 from ckptool.model.dtypes import BY_NAME
-from ckptool.model.plans import CopyPlan, Extent, Payload, PlannedTensor
 from ckptool.model.sources import CHUNK_BYTES, NoProgress
 from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, SetNode, Stub
 from ckptool.writers import WRITERS
@@ -683,7 +683,7 @@ def test_memory_does_not_grow_with_the_tensors(kind):
 DIGESTS = """
 import hashlib, io
 from ckptool.model.dtypes import BY_NAME
-from ckptool.model.plans import CopyPlan, Payload, PlannedTensor
+from ckptool.model.copies import CopyPlan, Payload, PlannedTensor
 from ckptool.model.sources import NoProgress
 from ckptool.model.values import DictNode, SetNode
 from ckptool.writers import WRITERS

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ckptool.layouts.segments import quoted
 from ckptool.model.comparison import ratio
+from ckptool.model.copies import Payload
 from ckptool.model.dtypes import BY_NAME, DType
-from ckptool.model.plans import Payload
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.model.verification import Check, VerifyOptions

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from ckptool.model.plans import CopyPlan, Note
+from ckptool.model.copies import CopyPlan
+from ckptool.model.plans import Note
 from ckptool.model.values import Storage, TensorSpec
 
 

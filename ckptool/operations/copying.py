@@ -10,8 +10,9 @@ from ckptool.errors import OutputRefused
 from ckptool.layouts import node_at, packed_scales, rename_key, rename_module_path, whole_tensor
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, MadeDense, OutputKind, Tie
+from ckptool.model.copies import CopyPlan, PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import CLEAN_MARK, CopyPlan, KeyPlan, Note, PlannedOpaque, PlannedTensor, StateDict
+from ckptool.model.plans import CLEAN_MARK, KeyPlan, Note, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec, walk
 from ckptool.operations.copy_notes import copy_notes
 from ckptool.operations.entries import refuse_unwritable

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ckptool.errors import UnsupportedTensor
+from ckptool.model.copies import Payload
 from ckptool.model.dtypes import BY_NAME, PER_BYTE
-from ckptool.model.plans import Payload
 from ckptool.model.values import OpaqueTensor, Storage, TensorSpec, row_major
 from ckptool.operations.computed import recut
 from ckptool.operations.transforms import payload_of

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ckptool.model.plans import Payload
+from ckptool.model.copies import Payload
 from ckptool.model.sources import Progress
 from ckptool.operations.runs import are_equal, paired_runs
 from ckptool.operations.values import decode

@@ -8,8 +8,8 @@ from typing import Any
 
 from ckptool.errors import UnsupportedTensor
 from ckptool.model.conversion import MadeDense, OutputKind
+from ckptool.model.copies import PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import PlannedOpaque, PlannedTensor
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.transforms import payload_of
 

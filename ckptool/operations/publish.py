@@ -11,7 +11,7 @@ from ckptool.errors import OutputRefused
 from ckptool.formats import open_checkpoint
 from ckptool.model.checkpoint import Shard
 from ckptool.model.conversion import ConvertOptions, OutputKind
-from ckptool.model.plans import Payload, PlannedTensor
+from ckptool.model.copies import Payload, PlannedTensor
 from ckptool.model.sources import Progress
 from ckptool.model.values import TensorSpec
 from ckptool.operations.copying import PlannedCopy

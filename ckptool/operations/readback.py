@@ -9,7 +9,7 @@ from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.shards import INDEX_CONTRADICTIONS
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.checksums import crc32
-from ckptool.model.plans import CopyPlan, Payload, PlannedOpaque, PlannedTensor
+from ckptool.model.copies import CopyPlan, Payload, PlannedOpaque, PlannedTensor
 from ckptool.model.sources import Progress
 from ckptool.model.values import DictNode, OpaqueTensor, SetNode, TensorSpec
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.conversion import Dropped
+from ckptool.model.copies import PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import PlannedOpaque, PlannedTensor
 from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, SetNode, Stub, TensorSpec
 
 MAX_DEPTH = 256

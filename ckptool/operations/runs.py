@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ckptool.model.plans import Payload
+from ckptool.model.copies import Payload
 from ckptool.model.sources import CHUNK_BYTES, NoProgress, Progress
 
 RUN_ELEMENTS = 1 << 16  # what is computed together stays in the L2 cache

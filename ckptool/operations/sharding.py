@@ -16,7 +16,8 @@ from ckptool.formats.file import is_folder, listing
 from ckptool.formats.shards import INDEX_NAME, SHARD_NAME
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import OUTPUT_SUFFIXES, ConvertOptions, OutputKind
-from ckptool.model.plans import CopyPlan, KeyPlan, Payload, PlannedOpaque, PlannedTensor
+from ckptool.model.copies import CopyPlan, Payload, PlannedOpaque, PlannedTensor
+from ckptool.model.plans import KeyPlan
 from ckptool.model.values import DictNode
 
 _NAMES: dict[OutputKind, tuple[str, str]] = {

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.model.comparison import KindChange, Outcome, ValueChange
-from ckptool.model.plans import Payload
+from ckptool.model.copies import Payload
 from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.nested import values_differ

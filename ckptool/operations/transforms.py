@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from ckptool.errors import UnsupportedTensor
+from ckptool.model.copies import Extent, Payload
 from ckptool.model.dtypes import PER_BYTE, DType
-from ckptool.model.plans import Extent, Payload
 from ckptool.model.sources import ByteSource
 from ckptool.model.values import TensorSpec
 from ckptool.operations.casts import CastTally

@@ -20,7 +20,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.loading import materialise
 from ckptool.model import dtypes
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.plans import CopyPlan, Extent, Payload, PlannedTensor
+from ckptool.model.copies import CopyPlan, Extent, Payload, PlannedTensor
 from ckptool.model.sources import CHUNK_BYTES, NoProgress
 from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
 from ckptool.operations.agreement import GOLDEN_KEY, coarsest

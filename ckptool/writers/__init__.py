@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from ckptool.model.plans import CopyPlan, Payload
+from ckptool.model.copies import CopyPlan, Payload
 from ckptool.model.sources import Progress
 from ckptool.writers.safetensors import count_safetensors_bytes, write_safetensors
 from ckptool.writers.shards import StagedFolder, encode_index, staging_folder

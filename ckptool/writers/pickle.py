@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptool.errors import OutputRefused
+from ckptool.model.copies import Payload, PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import Payload, PlannedOpaque, PlannedTensor
 from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, row_major
 from ckptool.writers.rebuilds import Call, Group, Name, rebuild
 

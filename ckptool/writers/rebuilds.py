@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptool.errors import OutputRefused
-from ckptool.model.plans import PlannedOpaque
+from ckptool.model.copies import PlannedOpaque
 from ckptool.model.values import row_major
 
 

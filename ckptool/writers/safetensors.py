@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 from ckptool.errors import OutputRefused, PlanRefused, UnsupportedTensor
-from ckptool.model.plans import CopyPlan, Payload, PlannedTensor
+from ckptool.model.copies import CopyPlan, Payload, PlannedTensor
 from ckptool.model.sources import Progress
 from ckptool.writers.stream import copy_payload
 

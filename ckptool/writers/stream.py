@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.checksums import crc32
-from ckptool.model.plans import Extent, Payload
+from ckptool.model.copies import Extent, Payload
 from ckptool.model.sources import Progress
 
 

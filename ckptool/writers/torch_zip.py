@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import BinaryIO
 
 from ckptool.model.checksums import crc32
-from ckptool.model.plans import CopyPlan, Payload
+from ckptool.model.copies import CopyPlan, Payload
 from ckptool.model.sources import Progress
 from ckptool.writers.pickle import pickle_tree
 from ckptool.writers.stream import copy_payload

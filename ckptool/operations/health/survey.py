@@ -11,7 +11,7 @@ import numpy as np
 from ckptool.errors import UnreadableCheckpoint, UnsupportedTensor
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.checksums import crc32
-from ckptool.model.plans import Payload
+from ckptool.model.copies import Payload
 from ckptool.model.results import TensorStatistics
 from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, Storage, TensorSpec
