@@ -12,6 +12,7 @@ from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.compressed import COMPRESSED, inflate_file, spool
 from ckptool.formats.file import InnerFile, InputFile
 from ckptool.formats.sniff import HEAD_BYTES, recognise
+from ckptool.formats.sources import read_bytes
 from ckptool.formats.tar import TarMember, read_tar
 from ckptool.formats.zip import STORED, Archive, Record
 
@@ -76,7 +77,7 @@ def _in_zip(file: InputFile, record: Record) -> Held:
     nbytes = min(record.nbytes, HEAD_BYTES)
 
     def read_head() -> bytes:
-        return b"".join([bytes(chunk) for chunk in unchecked.open(file).stream(0, nbytes)])
+        return read_bytes(unchecked.open(file), nbytes)
 
     return Held(record.name, read_head, lambda: open_record(file, record))
 

@@ -8,15 +8,16 @@ Before torch 2.8 there was no folder, and one file of ``torch.save`` for all wei
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InnerFile, InputFile
+from ckptool.formats.json_tables import read_json
 from ckptool.formats.pickle import GlobalLog, PickledStorage, read_pickle, view_tensor
 from ckptool.formats.sniff import HEAD_BYTES, archive_kind, recognise
+from ckptool.formats.sources import read_bytes
 from ckptool.formats.torch_zip import LARGEST_PICKLE, find_root, read_facts, read_torch_zip, storage_findings
 from ckptool.formats.zip import STORED, Archive, Record, read_archive
 from ckptool.model.checkpoint import Checkpoint, Finding
@@ -130,7 +131,7 @@ def _torch_version(package: _Package, model: str) -> str | None:
 
 
 def _read_record(package: _Package, record: Record) -> bytes:
-    return b"".join([bytes(chunk) for chunk in record.open(package.file).stream()])
+    return read_bytes(record.open(package.file))
 
 
 def _read_model(package: _Package, model: str) -> DictNode:
@@ -152,20 +153,13 @@ def _read_table(package: _Package, record: Record) -> dict[str, Any]:
     if record.nbytes > _LARGEST_TABLE:
         raise UnreadableCheckpoint(f"the table {record.name!r:.100} declares {record.nbytes:,} bytes; {_RESAVE}")
     try:
-        table = json.loads(_read_record(package, record).decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        table = read_json(_read_record(package, record))
+    except ValueError as error:
         raise UnreadableCheckpoint(f"the table {record.name!r:.100} is not valid JSON; {_AGAIN}") from error
     entries = table.get("config") if type(table) is dict else None
     if type(entries) is not dict:
         raise UnreadableCheckpoint(f"the table {record.name!r:.100} is none of tensors; {_AGAIN}")
     return entries
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError
-    return table
 
 
 def _read_entry(package: _Package, folder: str, name: str, entry: Any) -> Any:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog, read_pickle, scan_rest
-from ckptool.formats.sources import DeflatedTail, StoredRange
+from ckptool.formats.pickle.arrays import fortran_strides
+from ckptool.formats.sources import DeflatedTail, StoredRange, read_bytes
 from ckptool.formats.torch_zip import LARGEST_PICKLE
 from ckptool.formats.zip import STORED, Archive, Record
 from ckptool.model.checkpoint import Checkpoint
@@ -103,7 +104,7 @@ def _checkpoint(file: InputFile, kind: str, root: Any, log: GlobalLog) -> Checkp
 def _read_record(file: InputFile, record: Record, log: GlobalLog) -> Any:
     def read(nbytes: int) -> bytes:
         unchecked = record._replace(crc32=0).open(file)
-        return b"".join([bytes(chunk) for chunk in unchecked.stream(0, nbytes)])
+        return read_bytes(unchecked, nbytes)
 
     def source_from(start: int) -> ByteSource:
         nbytes = record.nbytes - start
@@ -154,24 +155,15 @@ def _parse_header(place: _Place, text: bytes, start: int) -> _Array:
     shape = tuple(int(size.rstrip(" L")) for size in found["shape"].split(",") if size.strip())
     if len(shape) > _MOST_DIMENSIONS or any(size > _LARGEST_BYTES for size in shape):
         raise _bad(place, "has a shape that no array can have", _AGAIN)
-    stride = _strides(shape) if found["fortran"] == "True" else _strides(shape[::-1])[::-1]
+    stride = fortran_strides(shape) if found["fortran"] == "True" else fortran_strides(shape[::-1])[::-1]
     return _Array(BY_NUMPY.get(code), _ORDERS[order], shape, stride, start)
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Count elements between neighbours, the first dimension being the fastest."""
-    strides, step = [], 1
-    for size in shape:
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(strides)
 
 
 def _read_objects(place: _Place, array: _Array, log: GlobalLog) -> Any:
     """Read an array of objects as the data that its pickle is; one without dimensions is its only object."""
     if place.nbytes > LARGEST_PICKLE:
         raise _bad(place, f"is a pickle of {place.nbytes:,} bytes, more than are read", _RESAVE)
-    data = b"".join([bytes(chunk) for chunk in place.source_from(array.start).stream()])
+    data = read_bytes(place.source_from(array.start))
     unpickled = read_pickle(data, label=place.name, load_storage=None, log=log)
     scan_rest(data, label=place.name, log=log, start=unpickled.end)
     value = unpickled.value

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.model.checksums import crc32
-from ckptool.model.sources import CHUNK_BYTES, FileRange
+from ckptool.model.sources import CHUNK_BYTES, ByteSource, FileRange
 
 
 class _FileSource:
@@ -141,6 +141,11 @@ class DeflatedTail:
         if offset == 0 and nbytes == self.nbytes:
             return _cut(self._record.stream(), self._start, nbytes)
         return self._record.stream(self._start + offset, nbytes)
+
+
+def read_bytes(source: ByteSource, nbytes: int | None = None) -> bytes:
+    """Read a source into memory: all of it, or its first ``nbytes`` bytes."""
+    return b"".join([bytes(chunk) for chunk in source.stream(0, nbytes)])
 
 
 def _cut(chunks: Iterator[memoryview], skip: int, nbytes: int) -> Iterator[memoryview]:

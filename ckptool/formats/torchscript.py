@@ -16,6 +16,7 @@ from typing import Any
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog
+from ckptool.formats.sources import read_bytes
 from ckptool.formats.torch_zip import (
     StorageTable,
     extra_findings,
@@ -140,7 +141,7 @@ def read_classes(file: InputFile, records: dict[str, Record], root: str) -> dict
 
 
 def _declared(file: InputFile, record: Record) -> Iterator[tuple[str, Names]]:
-    data = b"".join([bytes(chunk) for chunk in record.open(file).stream()])
+    data = read_bytes(record.open(file))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

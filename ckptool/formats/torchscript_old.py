@@ -7,14 +7,15 @@ case, 64-bit integers as text); its tensors lie in records of their own
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
+from ckptool.formats.json_tables import read_json
 from ckptool.formats.pickle import PickledStorage, view_tensor
+from ckptool.formats.sources import read_bytes
 from ckptool.formats.torch_zip import find_root, storage_findings
 from ckptool.formats.torchscript import Weights
 from ckptool.formats.zip import Archive, Record
@@ -77,18 +78,11 @@ def _read_model(program: _Program) -> dict[str, Any]:
     record = program.records[f"{program.root}/model.json"]
     if record.nbytes > _LARGEST_TABLE:
         raise _bad(f"its table declares {record.nbytes:,} bytes")
-    data = b"".join([bytes(chunk) for chunk in record.open(program.file).stream()])
+    data = read_bytes(record.open(program.file))
     try:
-        return _table(json.loads(data.decode("utf-8"), object_pairs_hook=_unique))
-    except (ValueError, RecursionError) as error:
+        return _table(read_json(data))
+    except ValueError as error:
         raise _bad("its table is not valid JSON") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError
-    return table
 
 
 def _table(value: Any) -> dict[str, Any]:

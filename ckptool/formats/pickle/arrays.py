@@ -129,11 +129,11 @@ def _describe(
     dtype, big_endian = element
     source = MemorySource(f"{reading.label}: an array", raw)
     storage = Storage("array", source, len(raw), big_endian=big_endian and dtype.itemsize > 1)
-    stride = _strides(shape[::-1])[::-1] if not is_fortran else _strides(shape)
+    stride = fortran_strides(shape[::-1])[::-1] if not is_fortran else fortran_strides(shape)
     return TensorSpec(dtype, shape, stride, 0, storage, is_numpy=True)
 
 
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+def fortran_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Count elements between neighbours, the first dimension being the fastest."""
     strides, step = [], 1
     for size in shape:
