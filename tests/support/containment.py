@@ -44,6 +44,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 # What each room must not do, all of it unless it is named here.
 _FORBIDDEN: dict[str, tuple[str, ...]] = {
+    "__init__.py": (),  # imports the rooms of the API when they are first asked for
     "operations": (*_PROCESSES, *_FILES, *_FOLDERS),
     "reports": (*_PROCESSES, *_FILES, *_FOLDERS),
     "cli": (*_PROCESSES, *_FILES),  # --out-dir makes a folder
