@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from support import corpus, crafted
 from support.opcodes import Pickle
@@ -249,3 +250,13 @@ def test_many_views_of_one_storage_are_not_written_out_unasked(run: Callable[...
     assert (ran.status, (tmp_path / "out.safetensors").exists()) == (2, False)
     assert "would become" in ran.err
     assert "add --force if that is meant" in ran.err
+
+
+@pytest.mark.parametrize("pushed", [b"]q\x07h\x07a", b"}q\x07K\x01h\x07s", b"]q\x07(h\x07ta"])
+def test_a_value_in_itself_is_never_written(run: Callable[..., Any], tmp_path: Path, pushed: bytes) -> None:
+    """B6."""
+    (tmp_path / "in.pt").write_bytes(in_archive(state_dict(lambda stream: stream.raw(pushed))))
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--keep-rest")
+    assert (ran.status, (tmp_path / "out.pt").exists()) == (2, False)
+    assert "holds itself: write the weights alone, without --keep-rest" in ran.err
+    assert run("convert", tmp_path / "in.pt", tmp_path / "out.pt").status == 0

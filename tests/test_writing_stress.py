@@ -73,13 +73,14 @@ class Trial:
     staged: int
 
 
-def trials(place: Place, fault: str, *, force: bool, moments: int | None = None) -> list[Trial]:
+def trials(place: Place, fault: str, *, force: bool, moments: int | None = None, since: str = "staging") -> list[Trial]:
     """Let the fault meet a conversion at each of its steps; give what each process left behind."""
     request = {
         "folder": str(place.folder),
-        "arguments": place.arguments(*["--force"] * force),
+        "arguments": place.arguments("--quiet", *["--force"] * force),
         "fault": fault,
         "moments": moments,
+        "since": since,
     }
     ran = subprocess.run(
         [sys.executable, faults.__file__],
@@ -175,9 +176,12 @@ def test_interrupted_at_every_step(place, name, kind, exists):
     check_interrupted(found, name, "old" if exists else "none")
 
 
-@pytest.mark.parametrize(("name", "kind", "exists"), [("SIGINT", "pt", False), ("SIGTERM", "safetensors", True)])
-def test_interrupted_at_any_moment(place, name, kind, exists):
-    found = trials(place(kind, exists=exists), name, force=exists, moments=24)
+@pytest.mark.parametrize(
+    ("name", "kind", "exists", "since"),
+    [("SIGINT", "pt", False, "_heed_signals"), ("SIGTERM", "safetensors", True, "staging")],
+)
+def test_interrupted_at_any_moment(place, name, kind, exists, since):
+    found = trials(place(kind, exists=exists), name, force=exists, moments=24, since=since)
     check_interrupted(found, name, "old" if exists else "none")
 
 
@@ -186,8 +190,11 @@ def test_interrupted_at_any_moment(place, name, kind, exists):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SIGNALS)
 def test_interrupted_at_every_moment(place, name, kind, exists):
-    found = trials(place(kind, exists=exists), name, force=exists, moments=3000)
-    check_interrupted(found, name, "old" if exists else "none")
+    where = place(kind, exists=exists)
+    for moments, since in ((600, "staging"), (200, "_heed_signals")):
+        check_interrupted(
+            trials(where, name, force=exists, moments=moments, since=since), name, "old" if exists else "none"
+        )
 
 
 # --- the same, with the system itself as the one that fails: what no wrapper sees is counted, too ---

@@ -32,7 +32,6 @@ def worst(*statuses: Status) -> Status:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and give its exit status; every refusal becomes one sentence on stderr."""
     _fill_closed_streams()
-    _heed_signals()
     collecting = gc.isenabled()
     gc.disable()  # a description is many small values, none of them garbage before the process ends
     try:
@@ -47,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run_and_flush(argv: list[str] | None) -> int:
     try:
+        _heed_signals()
         status = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:

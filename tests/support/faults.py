@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _CREATING = os.O_CREAT
+_LAST = f"cli{os.sep}__init__.py", "_run"  # behind it, there is nothing left to interrupt
 _STEPS = ("fsync", "replace", "rename", "link", "fchmod", "unlink", "remove")
 _SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP}
 _ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EIO", "EFBIG", "EROFS", "ESTALE", "ENOLINK")}
@@ -99,20 +100,24 @@ def install(fault: Fault) -> None:
 
 
 class Interruption:
-    """Send a signal to the process at one of the calls and returns of the functions that write."""
+    """Send a signal to the process at one of the calls and returns from one function to the last."""
 
-    def __init__(self, number: int, at: int) -> None:
+    def __init__(self, number: int, at: int, since: str) -> None:
         self.number = number
+        self.since = since
         self.left = at
         self.count = 0
-        self.is_writing = False
+        self.has_begun = False
 
     def __call__(self, frame: Any, event: str, argument: Any) -> None:
-        if not self.is_writing:
-            if frame.f_code.co_name != "staging":
+        if not self.has_begun:
+            if frame.f_code.co_name != self.since:
                 return
-            self.is_writing = True
+            self.has_begun = True
         self.count += 1
+        code = frame.f_code
+        if event == "return" and code.co_name == _LAST[1] and code.co_filename.endswith(_LAST[0]):
+            sys.setprofile(None)
         if self.count == self.left:
             sys.setprofile(None)
             os.kill(os.getpid(), self.number)
@@ -144,6 +149,8 @@ def run_child(arguments: list[str], prepare: Callable[[], Callable[[], bool]], w
     try:
         has_struck = prepare()
         status = main(arguments)
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
     except BaseException as error:  # whatever leaves the command is a bug: tell it
         errors.write(f"left the command: {error!r}\n")
     finally:
@@ -172,7 +179,7 @@ def trials(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if request["moments"] is None:
         moments: Iterator[int] = iter(range(1, 1000))
     else:
-        moments = iter(spread(count_moments(folder, arguments, before), request["moments"]))
+        moments = iter(spread(count_moments(request, before), request["moments"]))
     for at in moments:
         reset(folder, before)
         row = run_once(arguments, lambda at=at: arm(request, name, at))
@@ -184,7 +191,7 @@ def trials(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def arm(request: dict[str, Any], name: str, at: int) -> Callable[[], bool]:
     """Install the fault in this process."""
     if request["moments"] is not None:
-        interruption = Interruption(_SIGNALS[name], at)
+        interruption = Interruption(_SIGNALS[name], at, request["since"])
         sys.setprofile(interruption)
         return lambda: interruption.count >= at
     fault = Fault(name, at)
@@ -192,15 +199,15 @@ def arm(request: dict[str, Any], name: str, at: int) -> Callable[[], bool]:
     return lambda: fault.has_struck
 
 
-def count_moments(folder: Path, arguments: list[str], before: dict[str, str]) -> int:
-    """Count the calls and returns of the functions that write."""
+def count_moments(request: dict[str, Any], before: dict[str, str]) -> int:
+    """Count the calls and returns at which a signal may come."""
     from ckptool.cli import main
 
-    interruption = Interruption(0, 0)
+    interruption = Interruption(0, 0, request["since"])
     sys.setprofile(interruption)
-    main(arguments)
+    main(request["arguments"])
     sys.setprofile(None)
-    reset(folder, before)
+    reset(Path(request["folder"]), before)
     return interruption.count
 
 
