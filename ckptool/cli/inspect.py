@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +11,13 @@ import typer
 
 from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
-from ckptool.cli.terminal import Terminal, complain, detect, show
+from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, show
 from ckptool.errors import CkptoolError, UnreadableCheckpoint
 
 if TYPE_CHECKING:  # its many result types would slow every other command's start
     from ckptool.model.checkpoint import Checkpoint
     from ckptool.model.inspection import Inspection, InspectOptions, Safety, SortOrder
     from ckptool.model.sources import Progress
-    from ckptool.reports.canvas import Canvas
 
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
 # ruff: noqa: UP045
@@ -219,11 +217,3 @@ def _print(inspection: Inspection, terminal: Terminal) -> None:
     from ckptool.reports.inspect_lines import lines
 
     show("".join([f"{line}\n" for line in lines(inspection)]))
-
-
-def canvas_of(terminal: Terminal) -> Canvas:
-    """Make the surface to draw on: as wide as the terminal, with the characters that stdout can take."""
-    from ckptool.reports.canvas import Canvas
-
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    return Canvas(terminal.width, terminal.color, unicode)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.cli import Status, options, worst
-from ckptool.cli.inspect import TableOptions, canvas_of, describe_each, describe_open
-from ckptool.cli.terminal import Terminal, complain, show
+from ckptool.cli.inspect import TableOptions, describe_each, describe_open
+from ckptool.cli.terminal import Terminal, canvas_of, complain, show
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.file import is_folder

@@ -6,11 +6,15 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
 from ckptool.errors import CkptoolError
 from ckptool.reports.text import safe_text
+
+if TYPE_CHECKING:
+    from ckptool.reports.canvas import Canvas
 
 _PIECE = 1 << 14
 
@@ -36,6 +40,14 @@ def detect(color: str, quiet: bool = False) -> Terminal:
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     wanted = color == "always" or (color == "auto" and is_terminal and not plain)
     return Terminal(is_terminal or color == "always", wanted, max(shutil.get_terminal_size().columns, 40), quiet)
+
+
+def canvas_of(terminal: Terminal) -> Canvas:
+    """Make the surface to draw on: as wide as the terminal, with the characters that stdout can take."""
+    from ckptool.reports.canvas import Canvas
+
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return Canvas(terminal.width, terminal.color, unicode)
 
 
 def complain(message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -14,7 +13,7 @@ import typer
 
 from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
-from ckptool.cli.terminal import Terminal, complain, detect, remark, show
+from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, remark, show
 from ckptool.errors import CkptoolError
 from ckptool.model.verification import CHECK_IDS, SideBySide, Task, Thresholds, Verification, VerifyOptions
 
@@ -263,11 +262,9 @@ def _show(
     elif view.quiet:
         return
     elif terminal.is_terminal:
-        from ckptool.reports.canvas import Canvas
         from ckptool.reports.verify_view import view_all
 
-        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        show(view_all(answers, beside, Canvas(terminal.width, terminal.color, unicode)))
+        show(view_all(answers, beside, canvas_of(terminal)))
     else:
         show("".join([f"{line}\n" for line in report.all_lines(answers, beside)]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -25,30 +25,17 @@ from ckptool.model.training import Fact, Training
 from ckptool.model.values import GlobalUse
 from ckptool.reports.canvas import Canvas
 from ckptool.reports.listing import tensor_listing, tree_listing
-from ckptool.reports.phrases import value_phrase
-from ckptool.reports.text import count_text, plural, safe_text, shape_text, shorten, size_text
+from ckptool.reports.parts import MAX_SHOWN, TITLE_WIDTH, Lines, flow, foreign, line, say_rest, section_grid
+from ckptool.reports.phrases import format_phrase, value_phrase
+from ckptool.reports.text import count_text, plural, safe_text, shape_text, size_text
 
-_LONGEST = 160  # characters of one foreign text; what is longer shows both ends, its length and a checksum
-_MAX_SHOWN = 6  # items of one list; the line after them says how many more there are and what shows all
 _MAX_VALUES = 16
 _SHORT_SETTING = 36
 _BAR_WIDTH = 60
-_TITLE_WIDTH = 10  # of the column of section titles, with its padding
 # Said by the wrapper's own line.
 _SAID_ELSEWHERE = frozenset({"wrapper-segments"})
 
 _SHARDED_FORMATS = {"torch-shards": "torch", "safetensors-shards": "safetensors"}
-_FORMATS = {
-    "safetensors": "safetensors",
-    "torch-zip": "torch zip",
-    "torch-legacy": "torch before 1.6",
-    "torch-tar": "torch tar",
-    "torchscript": "TorchScript",
-    "torch-export": "torch.export",
-    "pickle": "plain pickle",
-    "npy": "NumPy array",
-    "npz": "NumPy archive",
-}
 _VERDICTS = {
     "clean": ("green", "clean"),
     "unknown": ("yellow", "unknown: it names foreign classes, which are only data here"),
@@ -64,8 +51,6 @@ _DISK_GROUPS = (
     ("other", "other", "bright_black"),
     ("hidden", "hidden", "red"),
 )
-
-Lines = Iterator[Text]
 
 
 def view(inspection: Inspection, canvas: Canvas) -> str:
@@ -83,8 +68,8 @@ def view(inspection: Inspection, canvas: Canvas) -> str:
 
 def refused_view(path: str, safety: Safety, canvas: Canvas) -> str:
     """Draw what the pickle of a file named before the file turned out to be unreadable."""
-    grid = _grid()
-    grid.add_row(Text("Safety"), Text("\n").join([_foreign(path, "bold"), *_judged(safety, canvas)]))
+    grid = section_grid()
+    grid.add_row(Text("Safety"), Text("\n").join([foreign(path, "bold"), *_judged(safety, canvas)]))
     return canvas.draw(grid)
 
 
@@ -92,18 +77,18 @@ def _head(inspection: Inspection, canvas: Canvas) -> Panel:
     producer = " ".join(filter(None, (inspection.producer.name, inspection.producer.version)))
     container = _container(inspection)
     names = [container] if container.startswith(producer) else [producer, container]
-    lines = [_joined([*(_foreign(name, "bold") for name in names), size_text(inspection.file_bytes)], canvas)]
+    lines = [flow([*(foreign(name, "bold") for name in names), size_text(inspection.file_bytes)], canvas)]
     if inspection.selected is not None:
-        lines.append(_joined(_measure(inspection.selected), canvas))
+        lines.append(flow(_measure(inspection.selected), canvas))
     border = box.ROUNDED if canvas.unicode else box.ASCII
-    title = _foreign(inspection.path, "bold")
+    title = foreign(inspection.path, "bold")
     return Panel(Text("\n").join(lines), title=title, title_align="left", border_style="cyan", box=border)
 
 
 def _container(inspection: Inspection) -> str:
     if inspection.shards:
         return f"{_SHARDED_FORMATS[inspection.format]} in {plural(len(inspection.shards), 'shard')}"
-    return _FORMATS.get(inspection.format, inspection.format)
+    return format_phrase(inspection.format)
 
 
 def _measure(summary: StateDictSummary) -> list[str]:
@@ -114,7 +99,7 @@ def _measure(summary: StateDictSummary) -> list[str]:
 
 
 def _sections(inspection: Inspection, canvas: Canvas) -> Table:
-    grid = _grid()
+    grid = section_grid()
     for title, draw in _SECTIONS.items():
         lines = list(draw(inspection, canvas))
         if lines:
@@ -122,71 +107,31 @@ def _sections(inspection: Inspection, canvas: Canvas) -> Table:
     return grid
 
 
-def _grid() -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(style="bold cyan", no_wrap=True, min_width=_TITLE_WIDTH - 2)
-    grid.add_column(overflow="fold")
-    return grid
-
-
-def _foreign(text: str, style: str = "") -> Text:
-    """Show text out of a file; never as markup."""
-    return Text(safe_text(shorten(text, _LONGEST)), style)
-
-
-def _line(*parts: str | Text) -> Text:
-    """Put pieces side by side, each in its own style (rich's ``+`` spreads the style of the first)."""
-    return Text.assemble(*parts)
-
-
-def _joined(parts: Iterable[str | Text], canvas: Canvas, mark: str | None = None) -> Text:
-    """Put items side by side with a mark between them; a line that is full breaks between two items."""
-    between = f" {canvas.glyphs.dot} " if mark is None else mark
-    line, width = Text(), 0
-    for part in parts:
-        item = part if isinstance(part, Text) else Text(part)
-        if width and width + len(between) + item.cell_len > canvas.width - _TITLE_WIDTH:
-            line.append("\n")
-            width = 0
-        elif width:
-            line.append(between, "dim")
-            width += len(between)
-        line.append_text(item)
-        width += item.cell_len
-    return line
-
-
-def _more(count: int, where: str) -> Lines:
-    """Say what a list leaves out, if anything."""
-    if count > 0:
-        yield Text(f"... and {count:,} more: {where} shows all", "dim")
-
-
 def _state_dicts(inspection: Inspection, canvas: Canvas) -> Lines:
     summaries = inspection.state_dicts
-    for summary in summaries[:_MAX_SHOWN]:
+    for summary in summaries[:MAX_SHOWN]:
         mark = Text(f"{canvas.glyphs.yes if summary.selected else ' '} ", "green")
-        name = _foreign(summary.path or "(the file itself)", "bold" if summary.selected else "")
+        name = foreign(summary.path or "(the file itself)", "bold" if summary.selected else "")
         role = Text(summary.role, _ROLE_STYLES[summary.role])
         size = (plural(summary.tensors, "tensor"), size_text(summary.nbytes))
-        yield _line(mark, _joined([name, role, *size], canvas))
-    yield from _more(len(summaries) - _MAX_SHOWN, "--json")
+        yield line(mark, flow([name, role, *size], canvas))
+    yield from say_rest(len(summaries) - MAX_SHOWN, "--json")
 
 
 def _shards(inspection: Inspection, canvas: Canvas) -> Lines:
-    for shard in inspection.shards[:_MAX_SHOWN]:
+    for shard in inspection.shards[:MAX_SHOWN]:
         keys = plural(len(shard.keys), "tensor")
-        yield _joined([_foreign(shard.name), keys, size_text(shard.nbytes)], canvas)
-    yield from _more(len(inspection.shards) - _MAX_SHOWN, "--json")
+        yield flow([foreign(shard.name), keys, size_text(shard.nbytes)], canvas)
+    yield from say_rest(len(inspection.shards) - MAX_SHOWN, "--json")
 
 
 def _disk(inspection: Inspection, canvas: Canvas) -> Lines:
     groups = list(_present_groups(inspection.disk))
     total = sum(nbytes for _, nbytes, _ in groups)
-    room = max(min(canvas.width - _TITLE_WIDTH - len(groups), _BAR_WIDTH), 10)
+    room = max(min(canvas.width - TITLE_WIDTH - len(groups), _BAR_WIDTH), 10)
     bars = [(canvas.glyphs.bar * max(round(room * nbytes / total), 1), style) for _, nbytes, style in groups]
     yield Text.assemble(*bars)
-    yield _joined([Text(f"{name} {size_text(nbytes)}", style) for name, nbytes, style in groups], canvas)
+    yield flow([Text(f"{name} {size_text(nbytes)}", style) for name, nbytes, style in groups], canvas)
 
 
 def _present_groups(disk: DiskUse) -> Iterator[tuple[str, int, str]]:
@@ -201,49 +146,49 @@ def _keys(inspection: Inspection, canvas: Canvas) -> Lines:
     yield _cleanness(keys, canvas)
     yield from (_wrapper(wrapper, canvas) for wrapper in keys.wrappers)
     yield from (_move(move, canvas) for move in keys.examples)
-    yield from _more(keys.renamed - len(keys.examples), "strip-prefixes --dry-run --json")
-    for move in keys.dropped[:_MAX_SHOWN]:
-        yield _line(_foreign(move.source), Text(" would be dropped: ", "yellow"), _foreign(move.reason))
-    yield from _more(len(keys.dropped) - _MAX_SHOWN, "--json")
+    yield from say_rest(keys.renamed - len(keys.examples), "strip-prefixes --dry-run --json")
+    for move in keys.dropped[:MAX_SHOWN]:
+        yield line(foreign(move.source), Text(" would be dropped: ", "yellow"), foreign(move.reason))
+    yield from say_rest(len(keys.dropped) - MAX_SHOWN, "--json")
 
 
 def _cleanness(keys: KeySummary, canvas: Canvas) -> Text:
     if keys.refusal is not None:
-        return _line(Text(f"{canvas.glyphs.no} ", "red"), safe_text(keys.refusal.text))
+        return line(Text(f"{canvas.glyphs.no} ", "red"), safe_text(keys.refusal.text))
     if keys.already_clean:
         return Text(f"{canvas.glyphs.yes} clean", "green")
     return Text(f"{canvas.glyphs.no} not clean: a plain model has other names for them", "yellow")
 
 
 def _wrapper(wrapper: Wrapper, canvas: Canvas) -> Text:
-    name = _line(_foreign(wrapper.segment, "bold"), " by ", _foreign(wrapper.name))
+    name = line(foreign(wrapper.segment, "bold"), " by ", foreign(wrapper.name))
     share = f"on {wrapper.count:,} of {wrapper.of:,} keys"
-    return _joined([name, share, Text(wrapper.certainty, _CERTAINTY_STYLES[wrapper.certainty])], canvas)
+    return flow([name, share, Text(wrapper.certainty, _CERTAINTY_STYLES[wrapper.certainty])], canvas)
 
 
 def _move(move: KeyMove, canvas: Canvas) -> Text:
     """Show a rename, with the segments that go in red."""
     kept = set((move.target or "").split("."))
-    source = Text(".").join([_foreign(part, "" if part in kept else "red") for part in move.source.split(".", 32)])
-    return _line(source, Text(f" {canvas.glyphs.arrow} ", "dim"), _foreign(move.target or "", "green"))
+    source = Text(".").join([foreign(part, "" if part in kept else "red") for part in move.source.split(".", 32)])
+    return line(source, Text(f" {canvas.glyphs.arrow} ", "dim"), foreign(move.target or "", "green"))
 
 
 def _not_dense(inspection: Inspection, canvas: Canvas) -> Lines:
-    for tensor in inspection.not_dense[:_MAX_SHOWN]:
-        name = _foreign(tensor.key or tensor.source_key, "bold")
+    for tensor in inspection.not_dense[:MAX_SHOWN]:
+        name = foreign(tensor.key or tensor.source_key, "bold")
         what = " ".join(filter(None, (tensor.kind, tensor.detail, tensor.dtype)))
         facts = [
             f"{fact.replace('_', ' ')} {value_phrase(value)}" for fact, value in tensor.facts.items() if value != []
         ]
         sizes = (shape_text(tensor.shape), size_text(tensor.nbytes))
-        yield _joined([name, _foreign(what, "yellow"), *sizes, *map(_foreign, facts)], canvas)
-    yield from _more(len(inspection.not_dense) - _MAX_SHOWN, "--json")
+        yield flow([name, foreign(what, "yellow"), *sizes, *map(foreign, facts)], canvas)
+    yield from say_rest(len(inspection.not_dense) - MAX_SHOWN, "--json")
 
 
 def _ties(inspection: Inspection, canvas: Canvas) -> Lines:
-    for names in inspection.ties[:_MAX_SHOWN]:
-        yield _foreign(" = ".join(names))
-    yield from _more(len(inspection.ties) - _MAX_SHOWN, "--json")
+    for names in inspection.ties[:MAX_SHOWN]:
+        yield foreign(" = ".join(names))
+    yield from say_rest(len(inspection.ties) - MAX_SHOWN, "--json")
 
 
 def _network(inspection: Inspection, canvas: Canvas) -> Lines:
@@ -252,16 +197,16 @@ def _network(inspection: Inspection, canvas: Canvas) -> Lines:
         return
     ends = [_layer(layer, canvas) for layer in dict.fromkeys((architecture.first, architecture.last)) if layer]
     if ends:
-        yield _joined(ends, canvas, " ... ")
-    yield _joined(_dimensions(architecture), canvas)
-    yield _joined([f"{count:,} {kind}" for kind, count in architecture.layers.items()], canvas)
-    yield _joined([_block(block) for block in architecture.blocks[:_MAX_VALUES]], canvas)
-    yield from _more(len(architecture.blocks) - _MAX_VALUES, "--tree")
+        yield flow(ends, canvas, " ... ")
+    yield flow(_dimensions(architecture), canvas)
+    yield flow([f"{count:,} {kind}" for kind, count in architecture.layers.items()], canvas)
+    yield flow([_block(block) for block in architecture.blocks[:_MAX_VALUES]], canvas)
+    yield from say_rest(len(architecture.blocks) - _MAX_VALUES, "--tree")
 
 
 def _layer(layer: Layer, canvas: Canvas) -> Text:
     width = f" {layer.kind} {layer.inputs:,} {canvas.glyphs.arrow} {layer.outputs:,}"
-    return _line(_foreign(layer.name or "(the model itself)", "bold"), width)
+    return line(foreign(layer.name or "(the model itself)", "bold"), width)
 
 
 def _dimensions(architecture: Architecture) -> Iterator[str]:
@@ -277,20 +222,20 @@ def _dimensions(architecture: Architecture) -> Iterator[str]:
 
 
 def _block(block: ModuleNode) -> Text:
-    return _line(_foreign(block.name), Text(f" {count_text(block.elements)}", "dim"))
+    return line(foreign(block.name), Text(f" {count_text(block.elements)}", "dim"))
 
 
 def _training(inspection: Inspection, canvas: Canvas) -> Lines:
     training = inspection.training
     progress = [_fact(name, fact) for name, fact in _progress(training) if fact is not None]
     if progress:
-        yield _joined(progress, canvas)
+        yield flow(progress, canvas)
     if training.metrics:
-        yield _joined([_fact(name, fact) for name, fact in list(training.metrics.items())[:_MAX_VALUES]], canvas)
-        yield from _more(len(training.metrics) - _MAX_VALUES, "--json")
+        yield flow([_fact(name, fact) for name, fact in list(training.metrics.items())[:_MAX_VALUES]], canvas)
+        yield from say_rest(len(training.metrics) - _MAX_VALUES, "--json")
     for name, fact in (("compiled", training.compiled), ("strategy", training.strategy), ("EMA", training.ema)):
         if fact is not None:
-            yield _line(_fact(name, fact), " ", _foreign(f"({fact.evidence})", "dim"))
+            yield line(_fact(name, fact), " ", foreign(f"({fact.evidence})", "dim"))
 
 
 def _progress(training: Training) -> Iterator[tuple[str, Fact | None]]:
@@ -302,7 +247,7 @@ def _progress(training: Training) -> Iterator[tuple[str, Fact | None]]:
 
 
 def _fact(name: str, fact: Fact) -> Text:
-    return _line(_foreign(name, "dim"), " ", _foreign(value_phrase(fact.value), "bold"))
+    return line(foreign(name, "dim"), " ", foreign(value_phrase(fact.value), "bold"))
 
 
 def _settings(inspection: Inspection, canvas: Canvas) -> Lines:
@@ -320,13 +265,13 @@ def _named_values(values: Any, canvas: Canvas) -> Lines:
     phrases = {name: value_phrase(value) for name, value in list(values.items())[:_MAX_VALUES]}
     short = [name for name, phrase in phrases.items() if len(name) + len(phrase) < _SHORT_SETTING]
     if short:
-        yield _joined([_setting(name, phrases[name]) for name in short], canvas, "  ")
+        yield flow([_setting(name, phrases[name]) for name in short], canvas, "  ")
     yield from (_setting(name, phrase) for name, phrase in phrases.items() if name not in short)
-    yield from _more(len(values) - len(phrases), "--json")
+    yield from say_rest(len(values) - len(phrases), "--json")
 
 
 def _setting(name: str, phrase: str) -> Text:
-    return _line(_foreign(name, "dim"), Text("=", "dim"), _foreign(phrase))
+    return line(foreign(name, "dim"), Text("=", "dim"), foreign(phrase))
 
 
 def _safety(inspection: Inspection, canvas: Canvas) -> Lines:
@@ -336,11 +281,11 @@ def _safety(inspection: Inspection, canvas: Canvas) -> Lines:
 def _judged(safety: Safety, canvas: Canvas) -> Lines:
     style, verdict = _VERDICTS[safety.verdict]
     mark = canvas.glyphs.yes if safety.verdict == "clean" else canvas.glyphs.no
-    yield _joined([Text(f"{mark} {verdict}", style), _named_globals(safety.globals)], canvas)
+    yield flow([Text(f"{mark} {verdict}", style), _named_globals(safety.globals)], canvas)
     worrying = [use for use in safety.globals if use.ref.severity in ("unknown", "dangerous")]
     worrying.sort(key=lambda use: use.ref.severity)  # "dangerous" comes first
-    yield from map(_global, worrying[:_MAX_SHOWN])
-    yield from _more(len(worrying) - _MAX_SHOWN, "--json")
+    yield from map(_global, worrying[:MAX_SHOWN])
+    yield from say_rest(len(worrying) - MAX_SHOWN, "--json")
 
 
 def _named_globals(uses: Sequence[GlobalUse]) -> str:
@@ -349,8 +294,8 @@ def _named_globals(uses: Sequence[GlobalUse]) -> str:
 
 def _global(use: GlobalUse) -> Text:
     role = "called" if use.called else "named"
-    name = _foreign(use.ref.full_name, _SEVERITY_STYLES[use.ref.severity])
-    return _line(name, Text(f" {use.ref.severity}, {role} at ", "dim"), _foreign(use.where, "dim"))
+    name = foreign(use.ref.full_name, _SEVERITY_STYLES[use.ref.severity])
+    return line(name, Text(f" {use.ref.severity}, {role} at ", "dim"), foreign(use.where, "dim"))
 
 
 def _notes(inspection: Inspection, canvas: Canvas) -> Lines:
@@ -361,7 +306,7 @@ def _notes(inspection: Inspection, canvas: Canvas) -> Lines:
 
 def _next(inspection: Inspection, canvas: Canvas) -> str:
     """Write the command on one line, however long: it is there to be copied, and a fold would cut it in two."""
-    title, below = canvas.paint(f"{'Next':{_TITLE_WIDTH}}", "bold cyan"), " " * _TITLE_WIDTH
+    title, below = canvas.paint(f"{'Next':{TITLE_WIDTH}}", "bold cyan"), " " * TITLE_WIDTH
     command = canvas.paint(safe_text(inspection.next.command), "bold green")
     return f"{title}{command}\n{below}{canvas.paint(inspection.next.reason, 'dim')}\n"
 

@@ -7,6 +7,24 @@ from typing import Any
 
 _MAX_ITEMS = 8
 _MAX_DEPTH = 4
+_FORMATS = {
+    "torch-shards": "torch shards",
+    "safetensors-shards": "safetensors shards",
+    "safetensors": "safetensors",
+    "torch-zip": "torch zip",
+    "torch-legacy": "torch before 1.6",
+    "torch-tar": "torch tar",
+    "torchscript": "TorchScript",
+    "torch-export": "torch.export",
+    "pickle": "plain pickle",
+    "npy": "NumPy array",
+    "npz": "NumPy archive",
+}
+
+
+def format_phrase(name: str) -> str:
+    """Name a container as people do."""
+    return _FORMATS.get(name, name)
 
 
 def value_phrase(value: Any, depth: int = 0) -> str:

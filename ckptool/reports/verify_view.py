@@ -17,9 +17,9 @@ from rich.text import Text
 from ckptool.model.loading import LoadReport
 from ckptool.model.verification import Check, Predictions, SideBySide, Verification
 from ckptool.reports.canvas import Canvas
+from ckptool.reports.parts import foreign
 from ckptool.reports.text import plural, safe_text, shorten
 
-_LONGEST = 160
 _NAME_CELLS = 40
 _TITLE_CELLS = 12  # the widest title of a section, and the gap behind it
 _BAR_CELLS = 30
@@ -84,7 +84,7 @@ def _head(verification: Verification, canvas: Canvas) -> Panel:
     said = ", ".join(f"{statuses.count(status)} {_MARKS[status][0].lower()}" for status in _MARKS if status in statuses)
     line = Text.assemble((verification.verdict.upper(), style), f"  {meaning}", (f"  ({said})", "dim"))
     border = box.ROUNDED if canvas.unicode else box.ASCII
-    title = _foreign(verification.path, "bold", canvas.width - 8)
+    title = foreign(verification.path, "bold", canvas.width - 8)
     return Panel(line, title=title, title_align="left", border_style=style.removeprefix("bold "), box=border)
 
 
@@ -167,7 +167,7 @@ def _likeliest(predictions: Predictions) -> Table:
             Text.assemble(f"{_class_title(index, class_name)} ", (f"{chance:.1%}", "cyan"))
             for index, class_name, chance in ranked
         )
-        grid.add_row(_foreign(name, width=_NAME_CELLS), *cells)
+        grid.add_row(foreign(name, width=_NAME_CELLS), *cells)
     return grid
 
 
@@ -213,7 +213,7 @@ def _beside(beside: SideBySide, canvas: Canvas) -> Table:
     table = Table(title="Side by side", title_style="bold cyan", title_justify="left", box=border, expand=False)
     table.add_column("")
     for title in _titles(beside.paths):
-        table.add_column(_foreign(title, width=_NAME_CELLS), overflow="fold")
+        table.add_column(foreign(title, width=_NAME_CELLS), overflow="fold")
     for name in beside.agreements[0]:
         cells = (Text(_number(agreement[name])) for agreement in beside.agreements)
         table.add_row(Text(name.replace("_", " "), "dim"), *cells)
@@ -222,7 +222,7 @@ def _beside(beside: SideBySide, canvas: Canvas) -> Table:
         answers = (_answer(index, probability) for index, probability in found)
         if not number:
             table.add_section()
-        table.add_row(_foreign(name, "bold", _NAME_CELLS), *answers)
+        table.add_row(foreign(name, "bold", _NAME_CELLS), *answers)
     if beside.rows:
         left = len(differing) - _MAX_DIFFERING
         more = f"; {left} more of them: --json lists all" if left > 0 else ""
@@ -249,7 +249,7 @@ def _summary(verifications: Sequence[Verification]) -> Table:
     for verification in verifications:
         style, _ = _VERDICTS[verification.verdict]
         wrong = ", ".join(check.id for check in verification.checks if check.status in ("fail", "inconclusive"))
-        grid.add_row(Text(verification.verdict.upper(), style), _foreign(verification.path, "bold"), Text(wrong))
+        grid.add_row(Text(verification.verdict.upper(), style), foreign(verification.path, "bold"), Text(wrong))
     return grid
 
 
@@ -276,8 +276,3 @@ def _number(value: Any) -> str:
 
 def _joined(lines: Iterator[Text]) -> Text:
     return Text("\n").join(lines)
-
-
-def _foreign(text: str, style: str = "", width: int = _LONGEST) -> Text:
-    """Show text out of a file; never as markup."""
-    return Text(safe_text(shorten(text, width)), style)
