@@ -184,9 +184,12 @@ class StorageTable:
     ) -> list[PickledStorage] | None:
         """Find many storages as ``load`` does, in a third of the time; None where one is known already, or odd."""
         names = [self._prefix + key for key in keys]
-        if not self._records.keys() >= set(names) or len(set(keys)) < len(keys) or not self._are_new(keys):
+        try:
+            records = [self._records[name] for name in names]
+        except KeyError:
             return None
-        records = [self._records[name] for name in names]
+        if not self._are_new(keys):
+            return None
         sizes = [record.nbytes for record in records]
         dtypes = [kind.dtype for kind in kinds]
         declared = [numel * dtype.itemsize if dtype else -1 for numel, dtype in zip(numels, dtypes, strict=True)]
@@ -203,7 +206,7 @@ class StorageTable:
 
     def _are_new(self, keys: Sequence[str]) -> bool:
         plain = _KEY_LETTERS.fullmatch("".join(keys)) and max(map(len, keys)) <= _LONGEST_KEY
-        return bool(plain) and self._loaded.keys().isdisjoint(keys)
+        return bool(plain) and len(set(keys)) == len(keys) and self._loaded.keys().isdisjoint(keys)
 
     def _load_new(self, kind: StorageType, key: str, location: str, numel: int) -> PickledStorage:
         record = self._records.get(self._prefix + key)
