@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -535,3 +536,17 @@ def test_safetensors_metadata_is_carried(run, tmp_path):
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert file.metadata() == {"author": "me", "format": "pt", "ckptool.training": '{"strategy":"ddp"}'}
         assert list(file.keys()) == ["w"]
+
+
+def test_keep_rest_says_what_becomes_plainer(run, tmp_path):
+    rest = {"counts": defaultdict(int, a=1), "frozen": frozenset({3}), "array": np.arange(3)}
+    torch.save({"state_dict": {"a.weight": torch.ones(2, 2)}, "callbacks": rest}, tmp_path / "in.ckpt")
+    ran = run("strip-prefixes", tmp_path / "in.ckpt", tmp_path / "out.ckpt", "--keep-rest", "--json")
+    notes = [note["text"] for note in json.loads(ran.out)["notes"] if note["code"] == "simplified"]
+    assert notes == [
+        'a defaultdict becomes a dict: "callbacks.counts"',
+        'a frozenset becomes a set: "callbacks.frozen"',
+        'a NumPy array becomes a tensor: "callbacks.array"',
+    ]
+    kept = torch.load(tmp_path / "out.ckpt", weights_only=True)["callbacks"]
+    assert (kept["counts"], kept["frozen"], kept["array"].tolist()) == ({"a": 1}, {3}, [0, 1, 2])

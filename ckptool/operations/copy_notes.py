@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from ckptool.layouts.segments import quoted
 from ckptool.model.copies import CopyPlan
 from ckptool.model.plans import Note
 from ckptool.model.values import Storage, TensorSpec
@@ -29,6 +30,12 @@ def copy_notes(specs: Mapping[str, TensorSpec], plan: CopyPlan, uncast: Collecti
             by_storage.setdefault(spec.storage, {}).setdefault(spec.view_key, (name, spec))
     for storage, views in by_storage.items():
         yield from _storage_notes(storage, sorted(views.values(), key=lambda view: _span(view[1])))
+
+
+def simplified_notes(simplified: Mapping[str, Sequence[str]]) -> Iterable[Note]:
+    """Say where a plainer value stands for one that no loader takes: ``simplified`` has the places, by what is done."""
+    for how, places in simplified.items():
+        yield Note("simplified", f"{how}: {quoted(places)}")
 
 
 def _storage_notes(storage: Storage, views: list[tuple[str, TensorSpec]]) -> Iterable[Note]:

@@ -14,7 +14,7 @@ from ckptool.model.copies import CopyPlan, PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
 from ckptool.model.plans import CLEAN_MARK, KeyPlan, Note, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec, walk
-from ckptool.operations.copy_notes import copy_notes
+from ckptool.operations.copy_notes import copy_notes, simplified_notes
 from ckptool.operations.entries import refuse_unwritable
 from ckptool.operations.facts import CarriedFacts
 from ckptool.operations.opaque import OpaquePolicy
@@ -141,7 +141,7 @@ def plan_copy(
         flattened=tuple(rebuilder.flattened),
         ties=_ties(tensors, plan.aliases),
         tallies=tuple(placer.tallies),
-        notes=tuple(copy_notes(specs, plan, uncast)),
+        notes=(*copy_notes(specs, plan, uncast), *simplified_notes(rebuilder.simplified)),
         opaque=kept,
         made_dense=tuple(policy.made_dense),
     )

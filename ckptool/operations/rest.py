@@ -23,7 +23,8 @@ _GONE = object()  # what stands for a value that is dropped, until its container
 @dataclass(slots=True)
 class Rebuilder:
     """Rebuild a value tree with planned tensors and without foreign objects; ``dropped`` lists what went,
-    ``flattened`` the places of foreign objects of which the fields were kept.
+    ``flattened`` the places of foreign objects of which the fields were kept, ``simplified`` by kind the places of what
+    no loader takes and a plainer value stands for.
 
     ``place`` plans one tensor; ``replaced`` maps the identity of a node to what takes its place (the clean state dict);
     ``rename`` gives the clean spelling of a parameter name.
@@ -35,6 +36,7 @@ class Rebuilder:
     foreign: Literal["drop", "fields"] = "drop"
     dropped: list[Dropped] = field(default_factory=list)
     flattened: list[str] = field(default_factory=list)
+    simplified: dict[str, list[str]] = field(default_factory=dict)
     _done: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     _open: set[int] = field(default_factory=set)
 
@@ -53,6 +55,8 @@ class Rebuilder:
         if value is None or type(value) in _PLAIN:
             return value
         if isinstance(value, TensorSpec | OpaqueTensor):
+            if isinstance(value, TensorSpec) and value.is_numpy:
+                self._simplify("a NumPy array becomes a tensor", path)
             return self.place(value, path)
         if id(value) not in self._done:
             self._enter(value, path, depth)
@@ -69,10 +73,15 @@ class Rebuilder:
             raise UnreadableCheckpoint(f"{path} {problem}: write the weights alone, without --keep-rest")
         self._open.add(id(value))
 
+    def _simplify(self, how: str, path: str) -> None:
+        self.simplified.setdefault(how, []).append(path)
+
     def _container(self, value: Any, path: str, depth: int) -> Any:
         if isinstance(value, DictNode):
             return self._dict(value, path, depth)
         if isinstance(value, SetNode):
+            if value.type_name == "frozenset":
+                self._simplify("a frozenset becomes a set", path)
             return SetNode(self._set_items(value, path), value.type_name)
         if isinstance(value, list):
             return self._items(value, path, depth)
@@ -83,6 +92,8 @@ class Rebuilder:
     def _dict(self, node: DictNode, path: str, depth: int) -> DictNode:
         pairs = self._optimizer_pairs(node) if "state" in node and "param_groups" in node else node.pairs
         built = DictNode(type_name=_WRITABLE.get(node.type_name, "dict"))
+        if built.type_name != node.type_name:
+            self._simplify(f"a {node.type_name} becomes a dict", path)
         for key, child in pairs:
             below = f"{path}.{_spelt(key)}" if path else _spelt(key)
             value = _GONE
