@@ -112,7 +112,7 @@ def of_torch_tar(data: bytes) -> Any:
     reader = types.SimpleNamespace(__name__="plain", load=plain_load, Unpickler=Plain)
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(data)
-        return torch.load(file.name, weights_only=False, pickle_module=reader)
+        return torch.load(file.name, weights_only=False, pickle_module=reader, map_location="cpu")
 
 
 UNCHECKED: dict[str, tuple[Callable[[], bytes], Reading]] = {
