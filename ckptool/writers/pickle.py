@@ -309,4 +309,4 @@ def _require_hashable(keys: Sequence[Any]) -> None:
 def _not_plain(value: Any) -> OutputRefused:
     ref = value.ref if isinstance(value, Stub) else value
     what = ref.full_name if isinstance(ref, GlobalRef) else type(value).__name__
-    return OutputRefused(f"{what} is no plain data and is never written; leave it out with --foreign drop")
+    return OutputRefused(f"{ascii(what)[1:-1]} is no plain data and is never written; leave it out with --foreign drop")

@@ -75,7 +75,7 @@ def _dtype_name(name: str, tensor: PlannedTensor) -> str:
     # A header counts single 4-bit values, and a scalar has no dimension to count the two of its byte in.
     if tensor.dtype.safetensors is None or (tensor.dtype.safetensors == "F4" and not tensor.shape):
         raise UnsupportedTensor(
-            f'tensor "{name}" is {tensor.dtype.name} of shape {tensor.shape}, which safetensors '
+            f'tensor "{ascii(name)[1:-1]}" is {tensor.dtype.name} of shape {tensor.shape}, which safetensors '
             "cannot hold; write a .pt file or leave it out with --exclude"
         )
     return tensor.dtype.safetensors
@@ -87,7 +87,7 @@ def _require_name(name: str) -> None:
     if unfit:
         raise PlanRefused(
             "bad-key",
-            f'tensor "{name}" has a name that a safetensors file cannot carry; rename it with --rename',
+            f'tensor "{ascii(name)[1:-1]}" has a name that a safetensors file cannot carry; rename it with --rename',
         )
 
 
