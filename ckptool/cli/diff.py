@@ -11,7 +11,7 @@ import typer
 
 from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
-from ckptool.cli.terminal import Terminal, complain, detect, remark, show
+from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, remark, show
 from ckptool.errors import CkptoolError
 
 if TYPE_CHECKING:  # its result types would slow every other command's start
@@ -125,7 +125,7 @@ def _show(answers: list[_Answer], top: int | None, view: options.AnswerOptions, 
     found = [answer.comparison for answer in answers if answer.comparison is not None]
     for text in dict.fromkeys(note.text for comparison in found for note in comparison.notes):
         remark(text, terminal)
-    _print(answers, top, several=several)
+    _print(answers, top, terminal, several=several)
 
 
 def _print_json(answers: list[_Answer], top: int | None, *, several: bool) -> None:
@@ -140,7 +140,10 @@ def _print_json(answers: list[_Answer], top: int | None, *, several: bool) -> No
     show(report.answer(documents, [_drift(answer) for answer in answers], several=several))
 
 
-def _print(answers: list[_Answer], top: int | None, *, several: bool) -> None:
+def _print(answers: list[_Answer], top: int | None, terminal: Terminal, *, several: bool) -> None:
+    if terminal.is_terminal:
+        _draw(answers, top, terminal, several=several)
+        return
     from ckptool.reports import comparison as report
 
     found = answers[0].comparison
@@ -148,6 +151,16 @@ def _print(answers: list[_Answer], top: int | None, *, several: bool) -> None:
         show("".join([f"{line}\n" for line in report.drift_lines([_drift(answer) for answer in answers])]))
     elif found is not None:
         show("".join([f"{line}\n" for line in report.lines(found, top)]))
+
+
+def _draw(answers: list[_Answer], top: int | None, terminal: Terminal, *, several: bool) -> None:
+    from ckptool.reports.comparison_view import drift_view, view
+
+    found = answers[0].comparison
+    if several:
+        show(drift_view(str(answers[0].base), [_drift(answer) for answer in answers], canvas_of(terminal)))
+    elif found is not None:
+        show(view(found, top, canvas_of(terminal)))
 
 
 def _drift(answer: _Answer) -> Drift:

@@ -114,6 +114,11 @@ class ValueChange:
             return float(self.max_abs)
         return ratio(self.change_norm, self.weight_norm)
 
+    @property
+    def is_counter(self) -> bool:
+        """Tell whether it counts something, as ``num_batches_tracked`` does: it grows, where weights move."""
+        return self.shape == () and self.dtype_a.lstrip("u").startswith("int")
+
 
 def ratio(change: float, weight: float) -> float:
     """Relate a change to what it changed; infinite where there was nothing."""
@@ -158,7 +163,8 @@ class ModuleChange:
 
     ``moved`` counts tensors with other values, shape or dtype, ``only_in_a`` and ``only_in_b`` those of one file (a
     renamed tensor counts in both). ``tensors`` counts all names of both files. The norms and ``changed`` elements are
-    sums over the tensors that were compared as numbers. ``key`` is the full name where one tensor ends here.
+    sums over the tensors that were compared as numbers; counters are in no norm. ``key`` is the full name where one
+    tensor ends here; ``broken`` counts elements as ``ValueChange`` does.
     """
 
     name: str
@@ -171,6 +177,7 @@ class ModuleChange:
     change_norm: float
     weight_norm: float
     key: str = ""
+    broken: int = 0
     children: tuple[ModuleChange, ...] = ()
 
     @property
@@ -200,7 +207,7 @@ class Comparison:
     the common tensors of one shape whose bytes or dtype differ, the most changed first. ``only_in_a`` and
     ``only_in_b`` do not hold what was ``renamed``. ``entries`` are differences among what is no tensor in the state
     dicts, ``metadata`` those in hyperparameters, training facts and text metadata, None unless asked for.
-    ``wrappers_a`` and ``wrappers_b`` were taken off the names.
+    ``wrappers_a`` and ``wrappers_b`` were taken off the names; ``format_a`` and ``format_b`` are ``Checkpoint.format``.
     """
 
     path_a: str
@@ -223,6 +230,8 @@ class Comparison:
     tree: ModuleChange | None = None
     progress_a: Progressed = Progressed()
     progress_b: Progressed = Progressed()
+    format_a: str = ""
+    format_b: str = ""
 
     @property
     def changed(self) -> tuple[ValueChange, ...]:
@@ -264,8 +273,8 @@ class Drift:
     ones; ``structure`` counts names, shapes and
     dtypes that differ. ``max_abs`` is the largest over all tensors and ``most_changed`` the tensor with the largest
     relative change; ``relative_change`` is the norm of all changes over that of the weights which they changed,
-    ``cosine`` the mean over changed tensors weighted by elements (None where there is none). ``error`` says why there
-    is no answer.
+    ``cosine`` the mean over changed tensors weighted by elements (None where there is none). Sizes are of weights:
+    counters are in ``moved`` only. ``error`` says why there is no answer.
     """
 
     path: str
@@ -284,7 +293,7 @@ class Drift:
 def drift_of(comparison: Comparison) -> Drift:
     """Sum up a comparison in one row."""
     moved = comparison.changed
-    measured = [value for value in moved if value.max_abs is not None]
+    measured = [value for value in moved if value.max_abs is not None and not value.is_counter]
     return Drift(
         path=comparison.path_b,
         same=None if comparison.unknown and not comparison.differs else comparison.same,

@@ -128,6 +128,8 @@ def _compare(views: _Views, options: CompareOptions, progress: Progress) -> Comp
         notes=tuple(dict.fromkeys((*views.notes, *_notes(views.a), *_notes(views.b), *common_notes))),
         progress_a=_progressed(views.a),
         progress_b=_progressed(views.b),
+        format_a=views.a.checkpoint.format,
+        format_b=views.b.checkpoint.format,
     )
     return replace(found, tree=fold_changes(a, b, found)) if options.tree else found
 
@@ -198,9 +200,9 @@ def _dtype_changes(pairs: Sequence[Pair], findings: Sequence[Finding]) -> Iterat
 
 
 def _rank(value: ValueChange) -> tuple[object, ...]:
-    """Order by how much changed, the most first."""
+    """Order by how much changed, the most first, and counters last."""
     sizes = [severity(number) for number in (value.relative_change, value.max_abs)]
-    return _OUTCOMES.index(value.outcome), *((-worst, -number) for worst, number in sizes)
+    return _OUTCOMES.index(value.outcome), value.is_counter, *((-worst, -number) for worst, number in sizes)
 
 
 def _notes(view: OpenedCheckpoint) -> tuple[Note, ...]:

@@ -30,6 +30,7 @@ class _Leaves:
         """Describe one tensor; ``segment`` is what its name ends with."""
         name = row.source_key
         value = self._values.get(name)
+        weight = None if value is None or value.is_counter else value
         return ModuleChange(
             name=segment,
             tensors=1,
@@ -38,9 +39,10 @@ class _Leaves:
             only_in_b=int(name not in self._a),
             elements=elements_of(row),
             changed=(value.changed or 0) if value else 0,
-            change_norm=(value.change_norm or 0.0) if value else 0.0,
-            weight_norm=(value.weight_norm or 0.0) if value else 0.0,
+            change_norm=(weight.change_norm or 0.0) if weight else 0.0,
+            weight_norm=(weight.weight_norm or 0.0) if weight else 0.0,
             key=name,
+            broken=(value.broken or 0) if value else 0,
         )
 
 
@@ -70,6 +72,7 @@ def _sum(name: str, parts: Sequence[ModuleChange], children: tuple[ModuleChange,
         changed=sum(part.changed for part in parts),
         change_norm=math.hypot(*(part.change_norm for part in parts)),
         weight_norm=math.hypot(*(part.weight_norm for part in parts)),
+        broken=sum(part.broken for part in parts),
         children=children,
     )
 

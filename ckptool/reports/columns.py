@@ -90,6 +90,17 @@ def padded(text: str, width: int) -> str:
     return text + " " * (width - cell_len(text))
 
 
+def wrap_items(items: Sequence[str], between: str, width: int) -> list[str]:
+    """Write items one after the other; a line that is full breaks between two of them only."""
+    lines = [""]
+    for item in items:
+        if lines[-1] and cell_len(lines[-1]) + cell_len(item) + len(between) > width:
+            lines[-1] += between.rstrip()
+            lines.append("")
+        lines[-1] += (between if lines[-1] else "") + item
+    return lines
+
+
 def _fitting(columns: Sequence[Column], names: Sequence[str], width: int) -> list[Column]:
     """Leave out the columns worth least until the names have room; a name wider than most need not be thought of."""
     widest = max([cells for cells in map(cell_len, names) if cells <= _WIDEST_SHARE * width], default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Blank or invisible, yet printable to Unicode: joiners, fillers, variation selectors, the empty braille pattern.
@@ -66,6 +66,12 @@ def count_text(count: int) -> str:
         if count >= unit:
             return f"{count / unit:,.1f} {letter}"
     return f"{count / 1000:,.1f} k"
+
+
+def file_names(paths: Sequence[str]) -> list[str]:
+    """Name files by their last part, or in full where that is the same for two; the text is not yet safe to show."""
+    names = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
 
 
 def plural(count: int, noun: str) -> str:

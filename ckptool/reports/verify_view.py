@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -18,7 +17,7 @@ from ckptool.model.loading import LoadReport
 from ckptool.model.verification import Check, Predictions, SideBySide, Verification
 from ckptool.reports.canvas import Canvas
 from ckptool.reports.parts import foreign
-from ckptool.reports.text import plural, safe_text, shorten
+from ckptool.reports.text import file_names, plural, safe_text, shorten
 
 _NAME_CELLS = 40
 _TITLE_CELLS = 12  # the widest title of a section, and the gap behind it
@@ -212,7 +211,7 @@ def _beside(beside: SideBySide, canvas: Canvas) -> Table:
     border = box.ROUNDED if canvas.unicode else box.ASCII
     table = Table(title="Side by side", title_style="bold cyan", title_justify="left", box=border, expand=False)
     table.add_column("")
-    for title in _titles(beside.paths):
+    for title in file_names(beside.paths):
         table.add_column(foreign(title, width=_NAME_CELLS), overflow="fold")
     for name in beside.agreements[0]:
         cells = (Text(_number(agreement[name])) for agreement in beside.agreements)
@@ -233,12 +232,6 @@ def _beside(beside: SideBySide, canvas: Canvas) -> Table:
 
 def _answer(index: int, probability: float) -> str:
     return "NaN" if math.isnan(probability) else f"class {index} ({probability:.0%})"
-
-
-def _titles(paths: Sequence[str]) -> list[str]:
-    """Name files by their last part, or in full where that is the same for two."""
-    names = [Path(path).name for path in paths]
-    return names if len(set(names)) == len(names) else list(paths)
 
 
 def _summary(verifications: Sequence[Verification]) -> Table:
