@@ -66,9 +66,14 @@ class Draft:
         self.dropped |= gone
         self.names = {source: name for source, name in self.names.items() if source not in gone}
 
+    def rename(self, listing: Names) -> None:
+        """Give the keys that are left other names, in their order."""
+        self.names = dict(zip(self.names, listing, strict=True))
+        self._listed = (self.names, listing)
+
     def strip(self, path: str) -> None:
         """Take a path off the front of every name that is left; all of them lie below it."""
-        self.names = dict(zip(self.names, self.listing.cut(path), strict=True))
+        self.rename(self.listing.cut(path))
 
     def outside(self, path: str) -> list[str]:
         """List the keys whose name does not lie below a path."""

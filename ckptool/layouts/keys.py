@@ -21,7 +21,6 @@ from ckptool.layouts.segments import (
     quoted,
     removable_segments,
     without,
-    without_all,
 )
 from ckptool.model.plans import KeyMove, KeyOptions, KeyPlan, KeyRule, Producer, StateDict
 from ckptool.model.rows import make_rows
@@ -119,10 +118,10 @@ def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
     listing = draft.listing
     # A pair, or a segment below a removed one, only shows once the others are gone: removal sees them all.
     present = listing.private_segments(keep)
-    cleaned = without_all(draft.names, present) if present else draft.names
-    changed = sum(map(ne, listing, cleaned.values())) if present else 0
+    cleaned = listing.without(present) if present else listing
+    changed = sum(map(ne, listing, cleaned))
     counts = {present[0]: changed} if len(present) == 1 else {name: listing.count_holding(name) for name in present}
-    draft.names = cleaned
+    draft.rename(cleaned)
     for segment, count in counts.items():
         if count:
             draft.found(PRIVATE_SEGMENTS[segment], segment, count, "certain")
@@ -141,8 +140,9 @@ def select_subtree(draft: Draft, select: str | None, keep: Iterable[str], *, str
     draft.certainty = "explicit"
     segments = removable_segments(keep)
     path = without(f"{select.rstrip('.')}.*", segments).removesuffix("*").rstrip(".")
-    names = without_all(draft.names, segments) if draft.names else {}
-    full_path = _locate(list(names.values()), path)
+    listing = draft.listing.without(segments)
+    names = dict(zip(draft.names, listing, strict=True))
+    full_path = _locate(listing, path)
     if full_path is None:
         groups = quoted(draft.roots, 8)
         raise PlanRefused("not-found", f'no key lies below "{select}": --select takes one of {groups}, or a path below')
@@ -155,18 +155,17 @@ def select_subtree(draft: Draft, select: str | None, keep: Iterable[str], *, str
             draft.note("still-module", f'"module." is still on every key: --select {full_path}.module takes it off')
 
 
-def _locate(names: list[str], path: str) -> str | None:
+def _locate(names: Names, path: str) -> str | None:
     """Find a path in the names, also below first segments that all of them share (which a listing does not show)."""
     above = ""
     while names:
-        if path and any(name.startswith(f"{path}.") for name in names):
+        if path and names.any_below(path):
             return above + path
-        listing = Names(names)
-        root = listing.shared_root
+        root = names.shared_root
         if root is None:
             return None
         above += f"{root}."
-        names = listing.cut(root)
+        names = names.cut(root)
     return None
 
 

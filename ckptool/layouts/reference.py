@@ -125,14 +125,13 @@ def _has_inner(keys: list[str], segment: str, keep: frozenset[str]) -> bool:
 
 def shared_front(reference: Reference) -> str:
     """Give the path that all reference names lie below, at most ``DEEPEST_PREFIX`` deep, with its dot."""
-    names, front = list(reference), ""
+    names, front = Names(reference), ""
     for _ in range(DEEPEST_PREFIX):
-        listing = Names(names)
-        root = listing.shared_root
+        root = names.shared_root
         if root is None:
             break
         front += f"{root}."
-        names = listing.cut(root)
+        names = names.cut(root)
     return front
 
 

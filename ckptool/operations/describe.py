@@ -136,17 +136,18 @@ def _plan(selection: Selection, options: InspectOptions) -> tuple[KeyPlan | None
 
 def _examples(renamed: Iterable[KeyMove]) -> tuple[KeyMove, ...]:
     """Take the first key for each distinct way of losing segments."""
-    found: dict[str | tuple[str, ...], KeyMove] = {}
-    for move in renamed:
-        source, target, _ = move
-        lost: str | tuple[str, ...] = source.removesuffix(target or "")
-        if lost == source:
-            lost = _lost(source, target or "")
-        if lost not in found:
-            found[lost] = move
-            if len(found) == _MAX_EXAMPLES:
-                break
-    return tuple(found.values())
+    found: list[KeyMove] = []
+    left = list(renamed)
+    while left and len(found) < _MAX_EXAMPLES:
+        source, target = left[0].source, left[0].target or ""
+        found.append(left[0])
+        front = source.removesuffix(target)
+        if front != source:
+            left = [move for move in left if move[0] != front + (move[1] or "")]
+        else:
+            lost = _lost(source, target)
+            left = [move for move in left if _lost(move.source, move.target or "") != lost]
+    return tuple(found)
 
 
 def _lost(source: str, target: str) -> tuple[str, ...]:

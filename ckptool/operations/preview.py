@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from ckptool.layouts.segments import Names
 from ckptool.model.inspection import Architecture, Layer, ModuleNode, TensorRow
-from ckptool.operations.module_tree import Branch, grow, is_number
+from ckptool.operations.module_tree import MAX_DEPTH, is_number
 
 # What a weight with so many dimensions belongs to, in torch.nn.
 _KIND_BY_DIMENSIONS = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
@@ -40,7 +41,7 @@ def preview(rows: Sequence[TensorRow], in_order: bool) -> Architecture | None:
         input_channels=first.inputs if first and _reads_channels(first) else None,
         classes=_classes(first, last, through, in_order),
         vocabulary=_vocabulary(through),
-        blocks=tuple(_blocks("", grow(rows))),
+        blocks=tuple(_parts("", Names([row.key or "" for row in rows]), rows)[0]),
     )
 
 
@@ -109,25 +110,39 @@ def _vocabulary(layers: list[Layer]) -> int | None:
     return next((layer.outputs for layer in layers if _is_named(layer, _LANGUAGE_HEAD)), None)
 
 
-def _blocks(name: str, branch: Branch) -> Iterable[ModuleNode]:
-    """List the parts of a network: stacks of numbered blocks as one part each, everything else by its module."""
-    numbers = [segment for segment in branch.below if is_number(segment)]
-    modules = [below for below in branch.below.values() if isinstance(below, Branch)]
-    if name and numbers and len(numbers) == len(branch.below) and modules:
-        yield _sum_up(f"{name}.{_span(numbers)}", len(numbers), branch)
-    elif name and not any(map(_has_stack, modules)):
-        yield _sum_up(name, 1, branch)
-    else:
-        for segment, below in branch.below.items():
-            path = f"{name}.{segment}" if name else segment
-            yield from _blocks(path, below) if isinstance(below, Branch) else (_sum_up(path, 1, below),)
+def _parts(name: str, rests: Names, rows: Sequence[TensorRow], depth: int = 0) -> tuple[list[ModuleNode], bool]:
+    """List the parts below a module: a stack of numbered blocks is one part, and so is all that holds none.
+
+    ``rests`` are the names of the tensors behind that of the module. The second value tells whether there is a stack.
+    """
+    if depth == MAX_DEPTH or "." not in rests.text:
+        return ([_sum_up(name, 1, rows)] if name else [_sum_up(row.key or "", 1, [row]) for row in rows]), False
+    segments = rests.roots
+    is_stack = bool(name) and all(map(is_number, segments))
+    if is_stack and len(segments) > 1:
+        return [_sum_up(f"{name}.{_span(segments)}", len(segments), rows)], True
+    found = [
+        _parts(f"{name}.{segment}" if name else segment, *group, depth + 1)
+        for segment, group in _group(rests, rows).items()
+    ]
+    holds_stack = any(below for _, below in found)
+    parts = [part for below, _ in found for part in below]
+    if is_stack:
+        return [_join(f"{name}.{segments[0]}", parts)], holds_stack
+    return (parts if holds_stack or not name else [_join(name, parts)]), holds_stack
 
 
-def _has_stack(branch: Branch) -> bool:
-    modules = [below for below in branch.below.values() if isinstance(below, Branch)]
-    if len(branch.below) > 1 and modules and all(map(is_number, branch.below)):
-        return True
-    return any(map(_has_stack, modules))
+def _group(rests: Names, rows: Sequence[TensorRow]) -> dict[str, tuple[Names, Sequence[TensorRow]]]:
+    """Sort tensors by their next segment, which goes."""
+    if rests.shared_root is not None:
+        return {rests.shared_root: (rests.cut(rests.shared_root), rows)}
+    groups: dict[str, tuple[list[str], list[TensorRow]]] = {}
+    for rest, row in zip(rests, rows, strict=True):
+        segment, _, behind = rest.partition(".")
+        names, members = groups.get(segment) or groups.setdefault(segment, ([], []))
+        names.append(behind)
+        members.append(row)
+    return {segment: (Names(names), members) for segment, (names, members) in groups.items()}
 
 
 def _span(numbers: list[str]) -> str:
@@ -140,19 +155,11 @@ def _span(numbers: list[str]) -> str:
     return f"[{','.join(numbers)}]"
 
 
-def _sum_up(name: str, repeats: int, branch: Branch | TensorRow) -> ModuleNode:
-    rows = list(_leaves(branch))
+def _sum_up(name: str, repeats: int, rows: Sequence[TensorRow]) -> ModuleNode:
     elements = sum([math.prod(row.shape) for row in rows if row.shape is not None])
     return ModuleNode(name, repeats, len(rows), elements, sum([row.nbytes for row in rows]))
 
 
-def _leaves(branch: Branch | TensorRow) -> Iterable[TensorRow]:
-    stack = [branch]
-    while stack:
-        current = stack.pop()
-        if not isinstance(current, Branch):
-            yield current
-            continue
-        if current.leaf is not None:
-            yield current.leaf
-        stack.extend(current.below.values())
+def _join(name: str, parts: Sequence[ModuleNode]) -> ModuleNode:
+    tensors, elements = sum([part.tensors for part in parts]), sum([part.elements for part in parts])
+    return ModuleNode(name, 1, tensors, elements, sum([part.nbytes for part in parts]))
