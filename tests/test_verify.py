@@ -687,7 +687,8 @@ FIELDS = {
 def test_the_document_has_its_fields(verify, args):
     found = verify("clean.pt", *args, model="nets_of_verify.py:Digits" if args else None)[1]
     assert found.keys() == FIELDS
-    assert all(each.keys() == {"id", "status", "message", "evidence", "advice"} for each in found["checks"])
+    of_check = {"id", "code", "status", "message", "evidence", "advice", "allowed"}
+    assert all(each.keys() == of_check for each in found["checks"])
 
 
 def test_numbers_that_json_cannot_say_are_said(verify, tmp_path):

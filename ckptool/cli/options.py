@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional, TypeVar
@@ -166,6 +166,20 @@ def one_of(option: str, text: str, choices: Mapping[str, _Choice]) -> _Choice:
     if text not in choices:
         raise CkptoolError(f"{option} {text}: choose one of {', '.join(choices)}")
     return choices[text]
+
+
+def pairs(option: str, texts: Iterable[str] | None) -> dict[str, str]:
+    """Read an option that is repeated as ``name=value``.
+
+    :raises CkptoolError: one of them is not.
+    """
+    found = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise CkptoolError(f"{option} {text}: write it as name=value")
+        found[name] = value
+    return found
 
 
 # Decimal as the Hub counts, binary as memory is counted.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -13,9 +12,12 @@ import typer
 
 from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
-from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, remark, show
+from ckptool.cli.report_files import Answer, report_targets, write_reports
+from ckptool.cli.terminal import Terminal, complain, detect, remark
+from ckptool.cli.verify_gate import GateOptions, gate_of, settle, status_of
 from ckptool.errors import CkptoolError
-from ckptool.model.verification import CHECK_IDS, SideBySide, Task, Thresholds, Verification, VerifyOptions
+from ckptool.model.gate import Settings
+from ckptool.model.verification import SideBySide, Task, Thresholds, Verification, VerifyOptions
 
 if TYPE_CHECKING:
     from ckptool.verification import Answers
@@ -23,15 +25,14 @@ if TYPE_CHECKING:
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
 # ruff: noqa: UP045
 
-_GATES = {"fail": {"fail"}, "warn": {"fail", "warn"}, "never": set[str]()}
 _TASKS: dict[str, Task] = {
     task: task
     for task in ("classification", "multilabel", "regression", "language", "embedding", "segmentation", "detection")
 }
-_CHECKS = {name: name for name in (*CHECK_IDS, *dict.fromkeys(check.partition(".")[0] for check in CHECK_IDS))}
 # What has an effect without a model, or does no harm; silence about the rest would look like a pass.
 _WITHOUT_MODEL = frozenset(
-    {"weights", "keys", "as_is", "against", "checks", "skip_checks", "thresholds", "seed", "device", "batch_size"}
+    {"weights", "keys", "as_is", "against", "manifest", "checks", "skip_checks", "thresholds", "seed"}
+    | {"device", "batch_size"}
 )
 _NEEDED = {"torch": "PyTorch", "numpy": "NumPy"}
 _SPELLED = {"model_args": "model-arg", "input_shapes": "input-shape"}
@@ -132,26 +133,23 @@ class JudgeOptions:
     min_accuracy: Annotated[
         Optional[float], typer.Option("--min-accuracy", help="Fail below this accuracy.", min=0, max=1)
     ] = None
-    checks: Annotated[
-        Optional[list[str]], typer.Option("--checks", help="Only these checks (repeatable).", metavar="ID")
-    ] = None
-    skip_checks: Annotated[
-        Optional[list[str]], typer.Option("--skip-checks", help="Not these checks (repeatable).", metavar="ID")
-    ] = None
-    threshold: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--threshold",
-            help=f"Set one of {', '.join(field.name for field in fields(Thresholds))} (repeatable).",
-            metavar="NAME=X",
-        ),
-    ] = None
-    fail_on: Annotated[str, typer.Option("--fail-on", help="Exit 1 on: fail, warn or never.", metavar="STATUS")] = (
-        "fail"
-    )
     bench: Annotated[bool, typer.Option("--bench", help="Measure the speed.")] = False
     top: Annotated[int, typer.Option("--top", help="Show the N likeliest classes of each input.", min=0)] = 0
     plot: Annotated[Optional[Path], typer.Option("--plot", help="Draw the confusion matrix.", metavar="FILE")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """Which reports are written, and where."""
+
+    output: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--output",
+            help="Report as text, json, junit, sarif, github or markdown; - is stdout (repeatable).",
+            metavar="FORMAT=FILE",
+        ),
+    ] = None
 
 
 @command("verify", "ckptool verify weights.pt --model train.py:Net --data photos/")
@@ -161,6 +159,8 @@ def verify(
     model: ModelOptions,
     inputs: InputOptions,
     judging: JudgeOptions,
+    gating: GateOptions,
+    reporting: ReportOptions,
     view: options.AnswerOptions,
 ) -> Status:
     """Prove that the weights load and that the model tells inputs apart.
@@ -169,18 +169,31 @@ def verify(
     loads, and what the model answers. 0 sound, 1 a check failed, 2 not settled.
     """
     terminal = detect(view.color, view.quiet)
-    asked = _asked(choice, model, inputs, judging)
-    gate = options.one_of("--fail-on", judging.fail_on, _GATES)
+    targets = report_targets(reporting.output or (), paths, json=view.json)
+    settings = settle(gating)
+    asked = _asked(choice, model, inputs, judging, settings)
     _refuse_unfit(paths, asked)
     answers: list[Verification] = []
     kept: dict[str, Answers] = {}
     for path in paths:
-        answer = _verify_one(path, asked, view, kept)
+        answer = _accept(_verify_one(path, asked, view, kept), settings)
         answers.append(answer)
         if answer.error is not None and not (_says_so(answer) and terminal.is_terminal and not view.quiet):
             complain(answer.error)
-    _show(answers, _beside(kept, terminal), terminal, view)
-    return worst(*(_status(answer, gate) for answer in answers))
+    gate = gate_of(settings)
+    write_reports(targets, Answer(answers, _beside(kept, terminal), gate), terminal)
+    return worst(*(status_of(answer, gate) for answer in answers))
+
+
+def _accept(answer: Verification, settings: Settings) -> Verification:
+    """Apply what the settings file allows, and say whose settings these are."""
+    if settings.allow:
+        from ckptool.operations.allow import allow
+
+        answer = allow(answer, settings.allow)
+    if settings.path is None:
+        return answer
+    return replace(answer, notes=(*answer.notes, f"settings were read from {settings.path}"))
 
 
 def _says_so(answer: Verification) -> bool:
@@ -245,45 +258,25 @@ def _beside(kept: dict[str, Answers], terminal: Terminal) -> SideBySide | None:
         return None
 
 
-def _status(answer: Verification, gate: set[str]) -> Status:
-    """Give the exit status of one answer; ``gate`` holds the statuses of a check that mean no."""
-    if answer.verdict in ("inconclusive", "error"):
-        return Status.UNANSWERED
-    return Status.NO if gate.intersection(check.status for check in answer.checks) else Status.DONE
-
-
-def _show(
-    answers: list[Verification], beside: SideBySide | None, terminal: Terminal, view: options.AnswerOptions
-) -> None:
-    from ckptool.reports import verify as report
-
-    if view.json:
-        show(report.answer(answers, beside))
-    elif view.quiet:
-        return
-    elif terminal.is_terminal:
-        from ckptool.reports.verify_view import view_all
-
-        show(view_all(answers, beside, canvas_of(terminal)))
-    else:
-        show("".join([f"{line}\n" for line in report.all_lines(answers, beside)]))
-
-
 def _asked(
-    choice: options.ChoiceOptions, model: ModelOptions, inputs: InputOptions, judging: JudgeOptions
+    choice: options.ChoiceOptions,
+    model: ModelOptions,
+    inputs: InputOptions,
+    judging: JudgeOptions,
+    settings: Settings,
 ) -> VerifyOptions:
     return VerifyOptions(
         weights=choice.weights,
         keys=options.key_options(choice),
         model=model.model,
-        model_args={name: _value(text) for name, text in _pairs("--model-arg", model.model_arg).items()},
+        model_args={name: _value(text) for name, text in options.pairs("--model-arg", model.model_arg).items()},
         app_dir=model.app_dir,
         trust_code=model.trust_code,
         as_is=model.as_is,
         images=inputs.images,
         inputs=inputs.inputs,
         data=inputs.data,
-        input_shapes={name: _shape(text) for name, text in _pairs("--input-shape", inputs.input_shape).items()},
+        input_shapes={name: _shape(text) for name, text in options.pairs("--input-shape", inputs.input_shape).items()},
         image_size=inputs.image_size,
         mean=_numbers("--mean", inputs.mean, ","),
         std=_numbers("--std", inputs.std, ","),
@@ -300,28 +293,14 @@ def _asked(
         allow_missing=tuple(model.allow_missing or ()),
         allow_unexpected=tuple(model.allow_unexpected or ()),
         min_accuracy=judging.min_accuracy,
-        checks=_checks("--checks", judging.checks),
-        skip_checks=_checks("--skip-checks", judging.skip_checks),
+        checks=settings.checks,
+        skip_checks=settings.skip_checks,
         device=inputs.device,
         bench=judging.bench,
         plot=judging.plot,
         top=judging.top,
-        thresholds=_thresholds(judging.threshold),
+        thresholds=replace(Thresholds(), **settings.thresholds),
     )
-
-
-def _checks(option: str, names: list[str] | None) -> tuple[str, ...]:
-    return tuple(options.one_of(option, name, _CHECKS) for name in names or ())
-
-
-def _pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for text in texts or ():
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise CkptoolError(f"{option} {text}: write it as name=value")
-        pairs[name] = value
-    return pairs
 
 
 def _value(text: str) -> Any:
@@ -355,17 +334,3 @@ def _range(text: str | None) -> tuple[float, float] | None:
     if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise CkptoolError(f"--expect-range {text}: write it as low:high")
     return bounds[0], bounds[1]
-
-
-def _thresholds(texts: list[str] | None) -> Thresholds:
-    known = {field.name: type(getattr(Thresholds(), field.name)) for field in fields(Thresholds)}
-    changes: dict[str, Any] = {}
-    for name, text in _pairs("--threshold", texts).items():
-        kind = options.one_of("--threshold", name, known)
-        try:
-            changes[name] = kind(text)
-        except ValueError as error:
-            raise CkptoolError(f"--threshold {name}={text}: is no number; give one") from error
-        if math.isnan(changes[name]):
-            raise CkptoolError(f"--threshold {name}={text}: nothing is above or below it; give a number")
-    return replace(Thresholds(), **changes)

@@ -7,18 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ckptool.model.checks import BY_ID
 from ckptool.model.loading import LoadReport
 from ckptool.model.plans import KeyOptions
 
 CheckStatus = Literal["pass", "warn", "fail", "skip", "inconclusive"]
 Verdict = Literal["pass", "fail", "inconclusive", "error"]
-CHECK_IDS = (
-    *("integrity", "safety", "keys"),
-    *("values.finite", "values.dead", "values.batchnorm", "values.outliers", "values.duplicates", "values.untrained"),
-    *("load.coverage", "load.meta"),
-    *("output.finite", "output.constant", "output.diverse", "output.determinism", "output.batch"),
-    *("agreement.tensors", "agreement.outputs", "accuracy", "speed"),
-)
 Task = Literal["classification", "multilabel", "regression", "language", "embedding", "segmentation", "detection"]
 
 
@@ -27,7 +21,7 @@ class Check:
     """State one thing that was looked at: a stable ``id``, what came out, one sentence, the numbers behind it.
 
     ``message`` says what was seen, then the likely cause; ``advice`` is the next command or option, empty where nothing
-    is to be done.
+    is to be done. ``allowed`` is the reason for which a finding is accepted; it counts for no verdict then.
     """
 
     id: str
@@ -35,6 +29,12 @@ class Check:
     message: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
     advice: str = ""
+    allowed: str = ""
+
+    @property
+    def code(self) -> str:
+        """Give the number of this check (``CK401``)."""
+        return BY_ID[self.id].code
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ class VerifyOptions:
     expect_range: tuple[float, float] | None = None
     seed: int = 0
     against: Path | None = None
+    manifest: Path | None = None
     save_golden: Path | None = None
     allow_missing: tuple[str, ...] = ()
     allow_unexpected: tuple[str, ...] = ()
@@ -181,8 +182,8 @@ class Verification:
 
 
 def verdict_of(checks: tuple[Check, ...]) -> Verdict:
-    """Conclude from the checks: fail outweighs inconclusive, which outweighs pass; warnings pass."""
-    statuses = {check.status for check in checks}
+    """Conclude from the checks: fail outweighs inconclusive, inconclusive pass; what warns or is allowed passes."""
+    statuses = {check.status for check in checks if not check.allowed}
     if "fail" in statuses:
         return "fail"
     return "inconclusive" if "inconclusive" in statuses else "pass"

@@ -57,8 +57,15 @@ def document(verification: Verification) -> dict[str, Any]:
 
 
 def _check(check: Check) -> dict[str, Any]:
-    fields = {"id": check.id, "status": check.status, "message": check.message, "evidence": dict(check.evidence)}
-    return {**fields, "advice": check.advice or None}
+    return {
+        "id": check.id,
+        "code": check.code,
+        "status": check.status,
+        "message": check.message,
+        "evidence": dict(check.evidence),
+        "advice": check.advice or None,
+        "allowed": check.allowed or None,
+    }
 
 
 def _load(report: LoadReport) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def lines(verification: Verification) -> Iterator[str]:
     yield row("path", verification.path)
     yield row("verdict", verification.verdict)
     for check in verification.checks:
-        yield row("check", check.id, check.status, check.message, check.advice)
+        yield row("check", check.id, check.status, check.message, check.advice, check.code, check.allowed)
     if verification.model is not None:
         yield row("model", verification.model, verification.device)
     if verification.load is not None:

@@ -97,6 +97,8 @@ def _checks(checks: Sequence[Check]) -> Table:
         mark, style = _MARKS[check.status]
         serious = check.status in _SERIOUS
         message = Text(safe_text(check.message), "" if serious else "dim")
+        if check.allowed:
+            message.append(f"\nallowed: {safe_text(check.allowed)}", "cyan")
         if check.advice and serious:
             message.append(f"\n{safe_text(check.advice)}", "green")
         grid.add_row(Text(mark, style), Text(check.id, "bold" if serious else ""), message)
