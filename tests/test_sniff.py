@@ -154,13 +154,13 @@ def test_file_is_named(tmp_path: Path, case: str) -> None:
 
 
 DISTRIBUTED = (
-    "this folder is a distributed checkpoint, which ckptool does not read yet; run "
-    "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt first"
+    "this folder holds parts of a distributed checkpoint without the .metadata that says what of; get it, too "
+    "(it is written last: where it never was, the save did not end)"
 )
 FOLDERS = {
     "empty": ((), "this is a folder, not a file; name a file in it"),
     "distributed": (
-        (".metadata", "__0_0.distcp"),
+        ("__0_0.distcp", "__1_0.distcp"),
         DISTRIBUTED,
     ),
     "some shards": (
@@ -173,7 +173,7 @@ FOLDERS = {
     ),
     "megatron": (
         ("latest_checkpointed_iteration.txt",),
-        "this folder is a Megatron checkpoint, which ckptool does not read yet; convert it with Megatron's tools first",
+        "this folder holds checkpoints of Megatron; name one of them (iter_...), which is read where it is torch_dist",
     ),
 }
 

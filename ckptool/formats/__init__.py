@@ -17,6 +17,8 @@ from ckptool.model.checkpoint import Checkpoint
 
 __all__ = ["open_checkpoint"]
 
+_DISTRIBUTED_NAME = ".metadata"  # of a folder that torch.distributed.checkpoint wrote
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Describe the checkpoint in a file, or in the files that an index or a model's folder names.
@@ -41,12 +43,25 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _open_folder(path: Path) -> Checkpoint:
+    if os.path.lexists(path / _DISTRIBUTED_NAME):
+        return _open_distributed(path, path)
     from ckptool.formats.joined import open_folder
 
     return open_folder(path, _open_single)
 
 
+def _open_distributed(folder: Path, path: Path) -> Checkpoint:
+    from ckptool.formats.dcp import open_distributed
+
+    with _paused_collection():
+        return open_distributed(folder, path, _open_single)
+
+
 def _open_file(path: Path) -> Checkpoint:
+    if path.name == _DISTRIBUTED_NAME:
+        return _open_distributed(path.parent, path)
+    if path.suffix == ".distcp":
+        raise UnreadableCheckpoint("this is one file of a distributed checkpoint; name its folder to read it")
     file, wanted = _open(path)
     kind = _sniff(file)
     if kind == SHARD_INDEX:

@@ -134,7 +134,7 @@ class InnerFile(InputFile):
         self.size = size
         self._outer = outer
         self._start = start
-        self._spare_buffers = []
+        self._spare_buffers = outer._spare_buffers  # one for all that lie in it: there may be thousands
 
     def close(self) -> None:
         """Release the outer file; a second call does nothing."""

@@ -84,7 +84,7 @@ def read_index(file: InputFile, path: Path) -> ShardSet:
         raise UnreadableCheckpoint(f"the index maps no tensors to files; {_RESAVE}")
     names = tuple(sorted(set(keys.values())))
     for name in names:
-        _require_plain_name(name)
+        require_plain_name(name)
     metadata = content.get("metadata")
     return ShardSet(
         path=path,
@@ -113,7 +113,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _require_plain_name(name: str) -> None:
+def require_plain_name(name: str) -> None:
     """Refuse whatever could lead out of the folder, on any system: the index is not to choose what is opened."""
     if not name or name in (".", "..") or not name.isprintable() or set(name) & set('/\\:*?"<>|'):
         raise UnreadableCheckpoint(

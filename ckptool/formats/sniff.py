@@ -67,10 +67,10 @@ _ARCHIVES = (
 
 _FOLDERS = (
     (
-        re.compile(r"^\.metadata$"),
+        re.compile(r"\.distcp$"),
         (
-            "this folder is a distributed checkpoint, which ckptool does not read yet; run"
-            " python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt first"
+            "this folder holds parts of a distributed checkpoint without the .metadata that says what of;"
+            " get it, too (it is written last: where it never was, the save did not end)"
         ),
     ),
     (
@@ -79,7 +79,7 @@ _FOLDERS = (
     ),
     (
         re.compile(r"^latest_checkpointed_iteration\.txt$"),
-        "this folder is a Megatron checkpoint, which ckptool does not read yet; convert it with Megatron's tools first",
+        "this folder holds checkpoints of Megatron; name one of them (iter_...), which is read where it is torch_dist",
     ),
 )
 _FOLDER = "this is a folder, not a file; name a file in it"

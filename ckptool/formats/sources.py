@@ -102,7 +102,7 @@ class DeflatedRecord(_FileSource):
 
     def _read(self, offset: int, nbytes: int) -> Iterator[memoryview]:
         whole = nbytes == self.nbytes
-        return self._inflate() if whole else _cut(self._inflate(), offset, nbytes)
+        return self._inflate() if whole else cut(self._inflate(), offset, nbytes)
 
     def _inflate(self) -> Iterator[memoryview]:
         engine = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -139,7 +139,7 @@ class DeflatedTail:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
         nbytes = self.nbytes - offset if nbytes is None else nbytes
         if offset == 0 and nbytes == self.nbytes:
-            return _cut(self._record.stream(), self._start, nbytes)
+            return cut(self._record.stream(), self._start, nbytes)
         return self._record.stream(self._start + offset, nbytes)
 
 
@@ -148,7 +148,7 @@ def read_bytes(source: ByteSource, nbytes: int | None = None) -> bytes:
     return b"".join([bytes(chunk) for chunk in source.stream(0, nbytes)])
 
 
-def _cut(chunks: Iterator[memoryview], skip: int, nbytes: int) -> Iterator[memoryview]:
+def cut(chunks: Iterator[memoryview], skip: int, nbytes: int) -> Iterator[memoryview]:
     """Yield ``nbytes`` bytes after the first ``skip``, and ask for nothing behind them."""
     for chunk in chunks:
         part = chunk[skip : skip + nbytes]

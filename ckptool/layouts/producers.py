@@ -118,6 +118,7 @@ _BY_CONTAINER = {
     "pickle": "pickle.dump",
     "npy": "numpy.save",
     "npz": "numpy.savez",
+    "torch-distributed": "torch.distributed.checkpoint",
 }
 
 

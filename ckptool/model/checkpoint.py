@@ -41,7 +41,8 @@ class Checkpoint:
         ``format`` is ``torch-zip``, ``torch-legacy``, ``torch-tar``, ``torchscript``, ``torch-export``, ``pickle``,
     ``npy``, ``npz`` or ``safetensors``, and for a checkpoint in several files ``torch-shards`` or
     ``safetensors-shards``: those are its ``shards``, in the folder that ``path`` is, or where the index lies that it
-    is; ``file_bytes`` is the sum of them and the index. ``root`` is the value tree of ``model/values.py`` (for
+    is. A folder of torch.distributed.checkpoint is ``torch-distributed``: a tensor may be in several of its ``shards``.
+    ``file_bytes`` is the sum of them and the index. ``root`` is the value tree of ``model/values.py`` (for
     safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of a safetensors header; ``facts``
     are properties of the container itself (``byteorder``, ``version``; ``inside``: the archives around it).
         ``storages`` are all records with tensor bytes, those that no tensor uses included. Close it, or use it as

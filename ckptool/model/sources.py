@@ -48,6 +48,15 @@ class ByteSource(Protocol):
         """
 
 
+def has_checksum(source: ByteSource) -> bool:
+    """Tell whether reading all of a source proves its bytes, by its own checksum or by those of its ``parts``.
+
+    :raises UnreadableCheckpoint: a part cannot be opened.
+    """
+    parts: tuple[ByteSource, ...] | None = getattr(source, "parts", None)
+    return source.crc32 is not None if parts is None else all(map(has_checksum, parts))
+
+
 class Progress(Protocol):
     """Be told how many bytes have been moved."""
 

@@ -94,7 +94,8 @@ def _is_distributed(path: Path) -> bool:
     except OSError:
         return False
     is_deepspeed = _is_named_so(path) or any(name.startswith("global_step") for name in names)
-    return ("latest" in names and is_deepspeed) or not _DISTRIBUTED.isdisjoint(names)
+    is_part = any(name.endswith(".distcp") for name in names)  # without their .metadata, which opening them asks for
+    return is_part or ("latest" in names and is_deepspeed) or not _DISTRIBUTED.isdisjoint(names)
 
 
 def _is_named_so(path: Path) -> bool:

@@ -35,7 +35,11 @@ _BAR_WIDTH = 60
 # Said by the wrapper's own line.
 _SAID_ELSEWHERE = frozenset({"wrapper-segments"})
 
-_SHARDED_FORMATS = {"torch-shards": "torch", "safetensors-shards": "safetensors"}
+_SHARDED_FORMATS = {
+    "torch-shards": "torch",
+    "safetensors-shards": "safetensors",
+    "torch-distributed": "torch distributed",
+}
 _VERDICTS = {
     "clean": ("green", "clean"),
     "unknown": ("yellow", "unknown: it names foreign classes, which are only data here"),

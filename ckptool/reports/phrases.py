@@ -10,6 +10,7 @@ _MAX_DEPTH = 4
 _FORMATS = {
     "torch-shards": "torch shards",
     "safetensors-shards": "safetensors shards",
+    "torch-distributed": "torch distributed",
     "safetensors": "safetensors",
     "torch-zip": "torch zip",
     "torch-legacy": "torch before 1.6",

@@ -13,7 +13,7 @@ from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.checksums import crc32
 from ckptool.model.copies import Payload
 from ckptool.model.results import TensorStatistics
-from ckptool.model.sources import Progress
+from ckptool.model.sources import Progress, has_checksum
 from ckptool.model.values import OpaqueTensor, Storage, TensorSpec
 from ckptool.operations.health.fingerprint import Fingerprint, Sampler
 from ckptool.operations.runs import element_runs
@@ -95,7 +95,7 @@ class _Pass:
 
     def check(self, storage: Storage) -> None:
         """Read a storage that no measured tensor needed, for its checksum alone."""
-        if storage.source.crc32 is None or storage in self.seen or storage in self.reasons:
+        if storage in self.seen or storage in self.reasons or not _is_proven(storage):
             return
         try:
             for chunk in storage.source.stream():
@@ -124,6 +124,14 @@ class _Pass:
             yield run
 
 
+def _is_proven(storage: Storage) -> bool:
+    """Tell whether reading a storage finds damage; one that cannot even be looked at is told by reading it."""
+    try:
+        return has_checksum(storage.source)
+    except UnreadableCheckpoint:
+        return True
+
+
 def _fingerprint(sampler: Sampler | None, statistics: TensorStatistics | None) -> Fingerprint | None:
     is_finite = statistics is not None and statistics.finite == statistics.elements
     return sampler.result() if sampler is not None and is_finite else None
@@ -144,7 +152,7 @@ def survey(checkpoint: Checkpoint, tensors: Mapping[str, Any], progress: Progres
     for storage in storages:
         work.check(storage)
     stored = [storage for storage in storages if storage.nbytes]
-    checked = sum(storage.source.crc32 is not None for storage in stored)
+    checked = sum(map(_is_proven, stored))
     faults = tuple(
         Fault(storage.source.label, tuple(work.lost.get(storage, ())), reason)
         for storage, reason in work.reasons.items()
@@ -154,7 +162,7 @@ def survey(checkpoint: Checkpoint, tensors: Mapping[str, Any], progress: Progres
 
 def _bytes_to_read(storages: Mapping[Storage, None], views: list[tuple[TensorSpec, list[str]]]) -> int:
     shown = {spec.storage for spec, _ in views}
-    rest = (storage for storage in storages if storage not in shown and storage.source.crc32 is not None)
+    rest = (storage for storage in storages if storage not in shown and _is_proven(storage))
     return sum(spec.nbytes for spec, _ in views) + sum(storage.nbytes for storage in rest)
 
 

@@ -1,0 +1,52 @@
+"""Flat names back to the mappings and lists that they were flattened from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckptool.errors import UnreadableCheckpoint
+from ckptool.model.values import DictNode
+
+_Step = str | int
+
+
+def nest(values: Mapping[str, Any], paths: Mapping[str, tuple[_Step, ...]]) -> DictNode:
+    """Put each value where its path says, in the order of the paths; one without a path stands under its flat name.
+
+    :raises UnreadableCheckpoint: two paths contradict each other.
+    """
+    root: dict[_Step, Any] = {}
+    for name in (*(name for name in paths if name in values), *(name for name in values if name not in paths)):
+        _put(root, paths.get(name, (name,)), values[name], name)
+    return DictNode([(step, _as_tree(value)) for step, value in root.items()])
+
+
+class _Branch(dict[_Step, Any]):
+    """Tell what is still to be filled from a value that is a mapping itself."""
+
+
+def _put(root: dict[_Step, Any], path: tuple[_Step, ...], value: Any, name: str) -> None:
+    node = root
+    for step in path[:-1]:
+        below = node.setdefault(step, _Branch())
+        if not isinstance(below, _Branch):
+            raise _contradiction(name)
+        node = below
+    if path[-1] in node:
+        raise _contradiction(name)
+    node[path[-1]] = value
+
+
+def _contradiction(name: str) -> UnreadableCheckpoint:
+    return UnreadableCheckpoint(f"the path of {name!r:.100} leads through another value; save the checkpoint again")
+
+
+def _as_tree(value: Any) -> Any:
+    """Make a list of what is counted without a gap, as torch does, and a mapping of any other branch."""
+    if not isinstance(value, _Branch):
+        return value
+    below = {step: _as_tree(child) for step, child in value.items()}
+    if below.keys() == set(range(len(below))):
+        return [below[index] for index in range(len(below))]
+    return DictNode(list(below.items()))
