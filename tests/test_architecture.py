@@ -204,7 +204,9 @@ def test_commands_start_without_heavy_libraries(name, folder):
     ran = subprocess.run([sys.executable, "-c", RUN, json.dumps(argv)], capture_output=True, text=True)
     status, loaded = json.loads(ran.stderr.splitlines()[-1])
     assert status == 0, ran.stderr
-    heavy = {"torch", "pydantic", "lightning", "safetensors", "numpy"} - ({"numpy"} if name in NEEDS_NUMPY else set())
+    heavy = {"torch", "pydantic", "lightning", "safetensors", "numpy", "matplotlib"} - (
+        {"numpy"} if name in NEEDS_NUMPY else set()
+    )
     assert heavy.isdisjoint(loaded)
 
 

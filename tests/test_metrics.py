@@ -266,7 +266,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(tmp_path, m
         with pytest.raises(CkptoolError, match=words):
             require_plot(path)
     assert (tmp_path / "there.png").read_bytes() == b"kept"
-    monkeypatch.setattr("ckptool.verification.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("ckptool.writers.pictures.find_spec", lambda name: None)
     with pytest.raises(CkptoolError, match="pip install matplotlib"):
         require_plot(tmp_path / "new.png")
 

@@ -11,6 +11,7 @@ import typer
 
 from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
+from ckptool.cli.diff_plot import require_plot, write_plot
 from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, remark, show
 from ckptool.errors import CkptoolError
 
@@ -42,6 +43,10 @@ class DiffOptions:
     top: Annotated[
         Optional[int], typer.Option("--top", help="List only the N most changed tensors.", metavar="N", min=0)
     ] = None
+    plot: Annotated[
+        Optional[Path],
+        typer.Option("--plot", help="Draw relative change over depth: .svg, .png or .html.", metavar="FILE"),
+    ] = None
 
 
 @command("diff", "ckptool diff epoch1.ckpt epoch2.ckpt --tree")
@@ -61,8 +66,13 @@ def diff(
         raise CkptoolError("name two checkpoints, A and B; or a base and several others")
     terminal = detect(view.color, view.quiet)
     wanted = _wanted(choice, names, asked)
+    if asked.plot is not None:
+        require_plot(asked.plot)
     answers = [_answer(paths[0], other, wanted, view) for other in paths[1:]]
     _show(answers, asked.top, view, terminal)
+    found = [answer.comparison for answer in answers if answer.comparison is not None]
+    if asked.plot is not None and found:
+        write_plot(asked.plot, found)
     return worst(*(answer.status for answer in answers))
 
 

@@ -28,8 +28,8 @@ from ckptool.operations.readback import check_staged
 from ckptool.verification.compare import ELSEWHERE
 from ckptool.verification.device import Batch, move, take_inputs
 from ckptool.verification.outputs import Inputs
-from ckptool.verification.saving import save
 from ckptool.writers import WRITERS, StagedFile
+from ckptool.writers.saving import save
 
 _VERSION = "1"
 _INPUTS, _OUTPUTS = "inputs", "outputs"

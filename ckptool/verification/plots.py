@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ckptool.errors import CkptoolError, OutputRefused
 from ckptool.verification.metrics import class_numbers
-from ckptool.verification.saving import require_new, save
+from ckptool.writers.pictures import render, require_picture
+from ckptool.writers.saving import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +26,7 @@ def require_plot(path: Path) -> None:
 
     :raises CkptoolError: the suffix names no picture, the file exists, or matplotlib is not installed.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise OutputRefused(f"{path}: the suffix names no picture; use {', '.join(SUFFIXES)}")
-    require_new(path)
-    if find_spec("matplotlib") is None:
-        raise CkptoolError(f"{path}: a picture needs matplotlib; pip install matplotlib")
+    require_picture(path, SUFFIXES)
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -49,7 +43,6 @@ def draw_confusion(path: Path, counts: Tensor, title: str, class_names: Sequence
     :raises CkptoolError: as ``require_plot``, or the disk refuses.
     """
     require_plot(path)
-    from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     classes = len(counts)
@@ -63,14 +56,8 @@ def draw_confusion(path: Path, counts: Tensor, title: str, class_names: Sequence
     _label_axes(axes, classes, class_names)
     if classes <= _MOST_NUMBERS:
         _write_counts(axes, counts, shares)
-    picture = path.suffix.lower().removeprefix(".")
-    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "ckptool"}):
-        warnings.simplefilter("ignore", UserWarning)  # a letter that the font lacks becomes a box
-        save(path, lambda staged: figure.savefig(staged.file, format=picture, metadata=_UNDATED.get(picture)))
-
-
-# The same content gives the same bytes: no date, and names in an SVG that do not change.
-_UNDATED: dict[str, dict[str, str | None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    picture = render(figure, path.suffix.lower().removeprefix("."))
+    save(path, lambda staged: staged.file.write(picture))
 
 
 def _label_axes(axes: Axes, classes: int, class_names: Sequence[str] | None) -> None:

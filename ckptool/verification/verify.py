@@ -48,8 +48,8 @@ from ckptool.verification.metrics import (
 from ckptool.verification.outputs import Inputs, run_model
 from ckptool.verification.plots import confusion, draw_confusion, require_plot
 from ckptool.verification.running import Running
-from ckptool.verification.saving import require_new
 from ckptool.verification.tasks.case import Background
+from ckptool.writers.saving import require_new
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,4 +1,4 @@
-"""Write what verify is asked to keep: a new file, published whole or not at all."""
+"""Write what a command is asked to keep beside its answer: a new file, published whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckptool.errors import OutputRefused
-from ckptool.writers import StagedFile, staging
+from ckptool.writers.staging import StagedFile, staging
 
 
 def require_new(path: Path) -> None:
@@ -18,7 +18,7 @@ def require_new(path: Path) -> None:
         raise OutputRefused(f"{path}: exists already; name another file, or delete it first")
 
 
-def save(path: Path, write: Callable[[StagedFile], None]) -> None:
+def save(path: Path, write: Callable[[StagedFile], object]) -> None:
     """Write a new file through ``write`` and publish it.
 
     :raises OutputRefused: the path exists, cannot be created, or the disk refuses.
