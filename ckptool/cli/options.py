@@ -92,6 +92,10 @@ Metadata = Annotated[
     bool, typer.Option("--metadata/--no-metadata", help="Carry training facts over as text (safetensors).")
 ]
 Digest = Annotated[bool, typer.Option("--digest", help="Say the digest of the written tensors.")]
+Manifest = Annotated[
+    Optional[Path],
+    typer.Option("--manifest", help="Describe OUT in a JSON file, for verify --manifest.", metavar="FILE"),
+]
 Force = Annotated[bool, typer.Option("--force", "-f", help="Replace OUT if it exists.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Replace IN itself, the rest kept.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
@@ -141,6 +145,7 @@ class WritingOptions:
     weights_only: WeightsOnly = False
     metadata: Metadata = True
     digest: Digest = False
+    manifest: Manifest = None
     force: Force = False
     in_place: InPlace = False
     dry_run: DryRun = False

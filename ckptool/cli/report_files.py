@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,8 @@ def report_targets(texts: Sequence[str], paths: Sequence[Path], *, json: bool) -
             raise CkptoolError(
                 f"--output: two reports would go to {target.path or 'stdout'}; name a file for one of them"
             )
-        _refuse_place(target, paths)
+        if target.path is not None:
+            refuse_place(target.path, paths)
     return targets if None in places else [*targets, ReportTarget("text", None)]
 
 
@@ -56,13 +57,13 @@ def _target(text: str) -> ReportTarget:
     return ReportTarget(name, None if place in ("", _STDOUT) else Path(place))
 
 
-def _refuse_place(target: ReportTarget, paths: Sequence[Path]) -> None:
-    """Refuse before the work begins what could not be written, and what would replace a checkpoint."""
-    path = target.path
-    if path is None:
-        return
+def refuse_place(path: Path, paths: Iterable[Path]) -> None:
+    """Refuse before the work begins what could not be written, and what would replace one of the checkpoints.
+
+    :raises OutputRefused: it is so.
+    """
     if path.suffix.lower() in OUTPUT_SUFFIXES or any(_is_same(path, other) for other in paths):
-        raise OutputRefused(f"{path}: is named as a checkpoint is; name another file for the report")
+        raise OutputRefused(f"{path}: is named as a checkpoint is; choose another name")
     if not is_folder(path.parent):
         raise OutputRefused(f"{path}: its folder does not exist; create it first")
 

@@ -127,6 +127,9 @@ class JudgeOptions:
     against: Annotated[
         Optional[Path], typer.Option("--against", help="The original, or a golden file.", metavar="OTHER")
     ] = None
+    manifest: Annotated[
+        Optional[Path], typer.Option("--manifest", help="What convert wrote beside the file.", metavar="FILE")
+    ] = None
     save_golden: Annotated[
         Optional[Path], typer.Option("--save-golden", help="Record inputs and outputs.", metavar="FILE")
     ] = None
@@ -211,9 +214,10 @@ def _refuse_unfit(paths: list[Path], asked: VerifyOptions) -> None:
         if idle is not None:
             option = _SPELLED.get(idle, idle.replace("_", "-"))
             raise CkptoolError(f"--{option}: is of no use without a model; name it with --model")
-    for option, target in (("--save-golden", asked.save_golden), ("--plot", asked.plot)):
+    single = (("--save-golden", asked.save_golden), ("--plot", asked.plot), ("--manifest", asked.manifest))
+    for option, target in single:
         if target is not None and len(paths) > 1:
-            raise CkptoolError(f"{option} {target}: holds what one checkpoint answers; give one PATH")
+            raise CkptoolError(f"{option} {target}: is of one checkpoint; give one PATH")
 
 
 def _verify_one(
@@ -289,6 +293,7 @@ def _asked(
         expect_range=_range(judging.expect_range),
         seed=inputs.seed,
         against=judging.against,
+        manifest=judging.manifest,
         save_golden=judging.save_golden,
         allow_missing=tuple(model.allow_missing or ()),
         allow_unexpected=tuple(model.allow_unexpected or ()),

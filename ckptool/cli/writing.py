@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from ckptool import __version__
 from ckptool.cli import Status, options
 from ckptool.cli.app import command
 from ckptool.cli.terminal import Terminal, complain, detect, remark, show
@@ -116,22 +117,58 @@ def _write_all(
 
     terminal = detect(view.color, view.quiet)
     tasks = _tasks(names, writing, kind, by_suffix=by_suffix)
+    _refuse_manifest(writing, tasks)
     with ProgressBar(quiet=view.quiet) as progress:
-        results = [_write_one(task, asked, progress) for task in tasks]
+        results = [_write_one(task, asked, writing.manifest, progress) for task in tasks]
     done = [result for result in results if result is not None]
     _show(done, terminal, view, several=len(tasks) > 1)
     return Status.DONE if len(done) == len(results) else Status.UNANSWERED
 
 
-def _write_one(task: _Task, asked: ConvertOptions, progress: Progress) -> Conversion | None:
+def _refuse_manifest(writing: options.WritingOptions, tasks: list[_Task]) -> None:
+    """Refuse before the work begins a manifest that would describe nothing, too much, or stand in a wrong place."""
+    if writing.manifest is None:
+        return
+    from ckptool.cli.report_files import refuse_place
+
+    if writing.dry_run:
+        raise OutputRefused(
+            f"--manifest {writing.manifest}: a dry run writes nothing to describe; leave one of them out"
+        )
+    if len(tasks) > 1:
+        raise OutputRefused(f"--manifest {writing.manifest}: describes one OUT; convert the files one by one")
+    refuse_place(writing.manifest, [path for task in tasks for path in (task.source, task.target) if path])
+
+
+def _write_one(task: _Task, asked: ConvertOptions, manifest: Path | None, progress: Progress) -> Conversion | None:
     """Write one file; a refusal is said at once, and the next file has its turn."""
     from ckptool.operations.convert import convert as convert_one
 
     try:
+        if manifest is not None:
+            return _write_described(task, asked, manifest, progress)
         return convert_one(task.source, task.target, asked, task.kind, progress)
     except CkptoolError as error:
         complain(str(error))
         return None
+
+
+def _write_described(task: _Task, asked: ConvertOptions, manifest: Path, progress: Progress) -> Conversion:
+    """Write one file and its manifest; what hinders the manifest is found before anything is written."""
+    from ckptool.operations.convert import convert as convert_one
+    from ckptool.operations.manifest import describe, describe_files
+    from ckptool.reports.manifest import write_manifest
+    from ckptool.writers import staging
+
+    with staging(manifest, force=asked.force) as staged:
+        source = describe_files(task.source)
+        done = convert_one(task.source, task.target, asked, task.kind, progress)
+        assert done.target is not None
+        keeps_rest = asked.keep_rest or asked.in_place
+        described = describe(done.target, done.state_dict if keeps_rest and done.state_dict else "main")
+        staged.file.write(write_manifest(described, source, done, __version__).encode("ascii"))
+        staged.publish()
+    return done
 
 
 def _tasks(

@@ -24,7 +24,7 @@ def allow(verification: Verification, allowances: Sequence[Allowance]) -> Verifi
     if not named or not Path(verification.path).is_file():
         return verification
     try:
-        sha256 = hash_file(Path(verification.path))
+        sha256 = hash_file(Path(verification.path)).sha256
     except UnreadableCheckpoint:  # it has gone since: nothing is known of what is there now
         return verification
     reasons = {allowance.check: allowance.reason for allowance in named if allowance.sha256 == sha256}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
@@ -22,22 +22,32 @@ def digest(tensors: Mapping[str, TensorSpec], aliases: Mapping[str, str] | None 
     :raises UnreadableCheckpoint: an alias names a tensor that is not there, or bytes cannot be read.
     :raises UnsupportedTensor: a view expands far beyond its storage.
     """
-    known: dict[tuple[Any, ...], str] = {}
-    by_name = {name: _tensor_digest(name, spec, known) for name, spec in tensors.items()}
+    by_name = tensor_digests(tensors)
     for name, target in (aliases or {}).items():
         if target not in by_name:
             raise UnreadableCheckpoint(
                 f'"{name}" stands for the tensor "{target}", which the file does not hold; get the file again'
             )
         by_name.setdefault(name, by_name[target])
-    return f"sha256:{_combine(by_name.items())}"
+    return combine_digests(by_name)
 
 
-def _combine(digests: Iterable[tuple[str, str]]) -> str:
+def tensor_digests(tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """Give the digest of each tensor in 64 hexadecimal digits.
+
+    :raises UnreadableCheckpoint: bytes cannot be read.
+    :raises UnsupportedTensor: a view expands far beyond its storage.
+    """
+    known: dict[tuple[Any, ...], str] = {}
+    return {name: _tensor_digest(name, spec, known) for name, spec in tensors.items()}
+
+
+def combine_digests(digests: Mapping[str, str]) -> str:
+    """Give the digest of all tensors from the digest of each."""
     total = hashlib.sha256()
-    for name, hexadecimal in sorted((_encode(name), hexadecimal) for name, hexadecimal in digests):
+    for name, hexadecimal in sorted((_encode(name), hexadecimal) for name, hexadecimal in digests.items()):
         total.update(b"%s %d %s\n" % (hexadecimal.encode(), len(name), name))
-    return total.hexdigest()
+    return f"sha256:{total.hexdigest()}"
 
 
 def _encode(name: str) -> bytes:

@@ -6,20 +6,22 @@ import hashlib
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
+from ckptool.model.manifest import HashedFile
 
 _CHUNK_BYTES = 1 << 20
 
 
-def hash_file(path: Path) -> str:
-    """Give the SHA-256 of a file in 64 hexadecimal digits, as ``sha256sum`` does.
+def hash_file(path: Path) -> HashedFile:
+    """Give the size and the SHA-256 of a file, as ``sha256sum`` does.
 
     :raises UnreadableCheckpoint: it cannot be read.
     """
-    running = hashlib.sha256()
+    running, nbytes = hashlib.sha256(), 0
     try:
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 running.update(chunk)
+                nbytes += len(chunk)
     except (OSError, ValueError) as error:
         raise UnreadableCheckpoint(f"{path}: cannot be read for its checksum ({error}); look at the file") from error
-    return running.hexdigest()
+    return HashedFile(path.name, nbytes, running.hexdigest())

@@ -29,6 +29,7 @@ from ckptool.model.verification import (
     verdict_of,
 )
 from ckptool.operations.health import check_file
+from ckptool.operations.manifest import check_manifest
 from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.verify_file import is_wanted, unreadable, wanted
 from ckptool.verification.against import agreement_checks, golden_inputs, record_golden
@@ -157,6 +158,9 @@ def _concluded(work: _Work) -> Verification:
 def _check_file(work: _Work) -> None:
     """Check the file and find its model; a program that is one itself runs before anything can be told of it."""
     if archive_kind(work.path) is not None:
+        if work.options.manifest is not None:
+            with open_checkpoint(work.path) as program:
+                work.checks.append(check_manifest(program, work.options.manifest))
         work.built = build_archive(work.path, trust_code=work.options.trust_code)
         return
     with open_checkpoint(work.path) as checkpoint:

@@ -17,6 +17,7 @@ from ckptool.operations.health.roles import Ends
 from ckptool.operations.health.survey import survey
 from ckptool.operations.health.untrained import check_untrained
 from ckptool.operations.health.values import check_dead, check_duplicates, check_finite, check_outliers
+from ckptool.operations.manifest import check_manifest
 from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.preview import preview
 from ckptool.operations.tables import by_place
@@ -37,6 +38,7 @@ def check_file(opened: OpenedCheckpoint, options: VerifyOptions, progress: Progr
     found = survey(checkpoint, tensors, progress)
     return (
         check_integrity(checkpoint, found),
+        *((check_manifest(checkpoint, options.manifest),) if options.manifest else ()),
         check_safety(checkpoint.globals, checkpoint.findings),
         check_keys(cleaned, options),
         check_finite(found.tensors),
