@@ -450,7 +450,7 @@ def huggingface() -> dict[str, tuple[nn.Module, dict[str, Any]]]:
         ),
         "bert": (
             BertForSequenceClassification(BertConfig(**small, vocab_size=50, num_labels=3)),
-            {"input_channels": None, "classes": 3, "vocabulary": None},
+            {"input_channels": None, "classes": 3, "vocabulary": 50},
         ),
         "gpt2": (
             GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)),

@@ -47,6 +47,9 @@ class ListOptions:
     sort: Annotated[
         str, typer.Option("--sort", help="Order of --tensors: file, name, size, dtype or shape.", metavar="ORDER")
     ] = "file"
+    architecture: Annotated[
+        bool, typer.Option("--architecture/--no-architecture", help="Say what network it is, by names and shapes.")
+    ] = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ def _asked(choice: options.ChoiceOptions, lists: ListOptions) -> InspectOptions:
         weights=choice.weights,
         # Globs choose what is listed; what the keys are does not depend on them.
         keys=replace(options.key_options(choice), include=(), exclude=()),
+        architecture=lists.architecture,
         tensors=lists.tensors,
         tree=lists.tree,
         statistics=lists.stats,

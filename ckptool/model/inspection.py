@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # few read the values
     from ckptool.model.results import TensorStatistics
 
 Verdict = Literal["clean", "unknown", "dangerous"]
+MatchKind = Literal["exact", "head", "nearest", "structure"]
 SortOrder = Literal["file", "name", "size", "dtype", "shape"]
 
 
@@ -22,12 +23,14 @@ SortOrder = Literal["file", "name", "size", "dtype", "shape"]
 class InspectOptions:
     """Say what to look at.
 
-    ``weights`` names the state dict, ``keys`` the clean names. ``tensors`` and ``tree`` ask for the lists,
-    ``statistics`` for a read of every value; ``include`` and ``exclude`` are globs over clean names for these three.
+    ``weights`` names the state dict, ``keys`` the clean names. ``architecture`` asks what network it is; ``tensors``
+    and ``tree`` ask for the lists, ``statistics`` for a read of every value; ``include`` and ``exclude`` are globs over
+    clean names for these three.
     """
 
     weights: str = "main"
     keys: KeyOptions = field(default_factory=KeyOptions)
+    architecture: bool = True
     tensors: bool = False
     tree: bool = False
     statistics: bool = False
@@ -185,13 +188,66 @@ class Layer(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Stage(NamedTuple):
+    """Describe one stack of alike blocks.
+
+    ``blocks`` counts them, ``kind`` is empty where they are of no known kind, ``width`` is how many channels the last
+    one puts out, ``heads`` how many attention heads it has.
+    """
+
+    name: str
+    blocks: int
+    kind: str
+    width: int | None
+    heads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Say how a network is built; None where its names and shapes do not tell.
+
+    ``kind`` is that of most blocks, or ``MLP`` or ``CNN`` of a network of plain layers; ``depth`` counts the blocks of
+    all stages, or those layers. ``width`` and ``heads`` are those that all transformer blocks have. ``positions`` are
+    the entries of an image model's table of positions, ``grid`` the patches along an edge of the image where they make
+    up a square; ``context`` is how many tokens of text have a position. ``lora_rank`` is the rank of the adapters.
+    """
+
+    kind: str | None = None
+    stages: tuple[Stage, ...] = ()
+    depth: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    patch_size: tuple[int, ...] | None = None
+    positions: int | None = None
+    grid: int | None = None
+    context: int | None = None
+    lora_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArchitectureMatch:
+    """Name the published architecture that a network is or is close to.
+
+    ``kind`` says what agrees: every name and shape; all but the head and the stem; most of them; or only the names of
+    the modules (``name`` is None then). ``score`` is the share of the tensors of both that agree, 0 to 1.
+    ``alternatives`` agree as well, or, of the nearest, a little less. ``differences`` are phrases.
+    """
+
+    kind: MatchKind
+    name: str | None
+    family: str | None
+    score: float
+    alternatives: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Say what names and shapes alone tell about the network; None and empty mean that they do not tell.
 
     ``layers`` counts weights by the kind that their shape suggests. ``widths`` are the distinct output channels
     before the last layer, in order of appearance. ``classes`` are the outputs of a final layer with a classifier's
-    name, ``vocabulary`` those of a language model's head.
+    name, ``vocabulary`` the entries of a language model's head or table of tokens.
     """
 
     layers: Mapping[str, int]
@@ -202,6 +258,8 @@ class Architecture:
     classes: int | None
     vocabulary: int | None
     blocks: tuple[ModuleNode, ...]
+    structure: Structure = field(default_factory=Structure)
+    match: ArchitectureMatch | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from fnmatch import translate
 from typing import Any
@@ -12,6 +12,7 @@ from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint
 from ckptool.layouts import plan_keys, read_training, select
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import (
+    Architecture,
     Inspection,
     InspectOptions,
     KeySummary,
@@ -63,6 +64,7 @@ def describe(
     clean = [row for row in rows if row.key is not None]
     training = _plain(read_training(checkpoint, selection))
     safety = judge(checkpoint.globals)
+    architecture = _architecture(clean, not checkpoint.is_safetensors) if plan and options.architecture else None
     return Inspection(
         path=str(checkpoint.path),
         format=checkpoint.format,
@@ -80,8 +82,8 @@ def describe(
         hyper_parameters=to_plain(training.hyper_parameters),
         ties=_ties(() if chosen is None else tied[chosen], rows),
         safety=safety,
-        architecture=preview(clean, not checkpoint.is_safetensors) if plan else None,
-        notes=_notes(checkpoint, selection, plan),
+        architecture=architecture,
+        notes=(*_notes(checkpoint, selection, plan), *_twins(architecture)),
         next=next_step(checkpoint, selection, keys, safety),
         tensors=_listed(rows, table, options, progress or NoProgress()) if options.lists_tensors else None,
         tree=fold(grow(_wanted(clean, options))) if options.tree else None,
@@ -214,6 +216,24 @@ def _ties(tied: Iterable[tuple[str, ...]], rows: Iterable[TensorRow]) -> tuple[t
     clean = {row.source_key: row.key for row in rows} if tied else {}
     groups = [tuple([key for key in map(clean.get, names) if key is not None]) for names in tied]
     return tuple([names for names in groups if len(names) > 1])
+
+
+def _architecture(rows: Sequence[TensorRow], in_order: bool) -> Architecture | None:
+    sketch = preview(rows, in_order)
+    if sketch is None:
+        return None
+    from ckptool.operations.architectures import recognise  # the only one that reads the index
+
+    return recognise(sketch, rows)
+
+
+def _twins(architecture: Architecture | None) -> Iterator[Note]:
+    """Say what tells architectures apart that have the same names and shapes."""
+    match = architecture and architecture.match
+    if match and match.kind == "exact" and match.alternatives:
+        number = len(match.alternatives) + 1
+        text = f"{number} architectures have these names and shapes: stride, pooling, dropout and image size, in which "
+        yield Note("architecture-twins", f"{text}they may differ, are not in the weights")
 
 
 def _notes(checkpoint: Checkpoint, selection: Selection, plan: KeyPlan | None) -> tuple[Note, ...]:

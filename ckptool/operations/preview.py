@@ -20,6 +20,7 @@ _CLASSIFIER = frozenset(
     | {"prediction", "predictions", "score"}
 )
 _LANGUAGE_HEAD = frozenset({"lm_head", "embed_out", "output_projection"})
+_TOKENS = re.compile(r"(^|[._])(word_embeddings?|embed_tokens|tok_embeddings|token_embeddings?|wte|shared)$")
 _MAX_INPUT_CHANNELS = 16
 
 
@@ -107,7 +108,10 @@ def _classes(first: Layer | None, last: Layer | None, layers: list[Layer], in_or
 
 
 def _vocabulary(layers: list[Layer]) -> int | None:
-    return next((layer.outputs for layer in layers if _is_named(layer, _LANGUAGE_HEAD)), None)
+    head = next((layer.outputs for layer in layers if _is_named(layer, _LANGUAGE_HEAD)), None)
+    if head is not None:
+        return head
+    return next((layer.inputs for layer in layers if layer.kind == "embedding" and _TOKENS.search(layer.name)), None)
 
 
 def _parts(name: str, rests: Names, rows: Sequence[TensorRow], depth: int = 0) -> tuple[list[ModuleNode], bool]:

@@ -45,7 +45,7 @@ def document(inspection: Inspection) -> dict[str, Any]:
         "ties": [list(names) for names in inspection.ties],
         "safety": _safety(inspection.safety),
         "not_dense": list(map(_special, inspection.not_dense)),
-        "architecture": inspection.architecture and _architecture(inspection.architecture),
+        "architecture": inspection.architecture and _architecture(inspection.architecture, inspection.selected),
         "notes": list(map(asdict, inspection.notes)),
         "next": inspection.next.command,
         "next_reason": inspection.next.reason,
@@ -123,8 +123,15 @@ def _global(use: GlobalUse) -> dict[str, Any]:
     return {"name": use.ref.full_name, "severity": use.ref.severity, "where": use.where, "called": use.called}
 
 
-def _architecture(architecture: Architecture) -> dict[str, Any]:
+def _architecture(architecture: Architecture, selected: StateDictSummary | None) -> dict[str, Any]:
+    match = architecture.match
     return {
+        "name": match and match.name,
+        "family": match and match.family,
+        "match": "structure" if match is None else match.kind,
+        "score": match and match.score,
+        "alternatives": match.alternatives if match else (),
+        "differences": match.differences if match else (),
         "layers": dict(architecture.layers),
         "first": architecture.first and architecture.first._asdict(),
         "last": architecture.last and architecture.last._asdict(),
@@ -133,6 +140,9 @@ def _architecture(architecture: Architecture) -> dict[str, Any]:
         "classes": architecture.classes,
         "vocabulary": architecture.vocabulary,
         "blocks": [_module(block) for block in architecture.blocks],
+        "parameters": selected and selected.parameters,
+        **asdict(architecture.structure),
+        "stages": [stage._asdict() for stage in architecture.structure.stages],
     }
 
 

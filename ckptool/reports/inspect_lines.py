@@ -19,6 +19,7 @@ from ckptool.model.inspection import (
 )
 from ckptool.model.plans import KeyMove
 from ckptool.model.training import Fact, Training
+from ckptool.reports.structure import structure_phrases
 from ckptool.reports.text import row, shape_text
 
 
@@ -112,6 +113,13 @@ def compact(value: Any) -> str:
 
 
 def _architecture(architecture: Architecture) -> Iterator[str]:
+    match, structure = architecture.match, architecture.structure
+    if match is not None:
+        yield row("architecture", match.name, match.family, match.kind, match.score)
+        yield from (row("alternative", name) for name in match.alternatives)
+        yield from (row("difference", text) for text in match.differences)
+    yield from (row("stage", *stage) for stage in structure.stages)
+    yield row("structure", *structure_phrases(structure))
     ends = (("first", architecture.first), ("last", architecture.last))
     for position, layer in ((position, layer) for position, layer in ends if layer is not None):
         yield row("layer", position, layer.name, layer.kind, layer.inputs, layer.outputs, shape_text(layer.shape))

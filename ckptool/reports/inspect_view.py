@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ckptool.model.inspection import (
     Architecture,
+    ArchitectureMatch,
     DiskUse,
     Inspection,
     KeySummary,
@@ -27,6 +28,7 @@ from ckptool.reports.canvas import Canvas
 from ckptool.reports.listing import tensor_listing, tree_listing
 from ckptool.reports.parts import MAX_SHOWN, TITLE_WIDTH, Lines, flow, foreign, line, say_rest, section_grid
 from ckptool.reports.phrases import format_phrase, value_phrase
+from ckptool.reports.structure import structure_phrases
 from ckptool.reports.text import count_text, plural, safe_text, shape_text, size_text
 
 _MAX_VALUES = 16
@@ -55,6 +57,14 @@ _DISK_GROUPS = (
     ("other", "other", "bright_black"),
     ("hidden", "hidden", "red"),
 )
+
+# How an architecture is told, by what agrees.
+_MATCHES = {
+    "exact": "{0}",
+    "head": "{0}, but for its ends",
+    "nearest": "closest to {0}: {1} of the tensors agree",
+    "structure": "modules as in {0}, other sizes",
+}
 
 
 def view(inspection: Inspection, canvas: Canvas) -> str:
@@ -199,6 +209,9 @@ def _network(inspection: Inspection, canvas: Canvas) -> Lines:
     architecture = inspection.architecture
     if architecture is None:
         return
+    if architecture.match is not None:
+        yield from _match(architecture.match, canvas)
+    yield flow(structure_phrases(architecture.structure), canvas)
     ends = [_layer(layer, canvas) for layer in dict.fromkeys((architecture.first, architecture.last)) if layer]
     if ends:
         yield flow(ends, canvas, " ... ")
@@ -206,6 +219,16 @@ def _network(inspection: Inspection, canvas: Canvas) -> Lines:
     yield flow([f"{count:,} {kind}" for kind, count in architecture.layers.items()], canvas)
     yield flow([_block(block) for block in architecture.blocks[:_MAX_VALUES]], canvas)
     yield from say_rest(len(architecture.blocks) - _MAX_VALUES, "--tree")
+
+
+def _match(match: ArchitectureMatch, canvas: Canvas) -> Lines:
+    """Say which architecture it is; the names of the index are ours, those in the differences may be the file's."""
+    shown = list(filter(None, (match.name, *match.alternatives)))
+    names = f" {'=' if match.kind == 'exact' else 'or'} ".join(shown[:MAX_SHOWN])
+    yield Text(_MATCHES[match.kind].format(names, f"{match.score:.0%}"), "bold")
+    yield from say_rest(len(shown) - MAX_SHOWN, "--json")
+    if match.differences:
+        yield flow(map(foreign, match.differences), canvas, "; ")
 
 
 def _layer(layer: Layer, canvas: Canvas) -> Text:

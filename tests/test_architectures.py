@@ -1,0 +1,340 @@
+"""Which architecture a checkpoint holds: the index finds all of its own, and what people make of them."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.strict_json import strictly
+from torch import nn
+
+from ckptool.loading.architecture_index import build_index
+from ckptool.model.inspection import Architecture, ArchitectureMatch, TensorRow
+from ckptool.operations.architectures import recognise
+from ckptool.operations.architectures.index import PATH, decode, load_index
+from ckptool.operations.architectures.recognition import identify
+from ckptool.operations.module_tree import grow
+from ckptool.operations.preview import preview
+
+Pairs = list[tuple[str, tuple[int, ...]]]
+Run = Callable[..., Any]
+
+DIGITS = Path(__file__).parents[1] / "examples" / "digits.ckpt"
+CHUNKS = 8
+MAX_INDEX_BYTES = 600_000
+SAMPLE = 120
+
+
+def tensors_of(name: str) -> Pairs:
+    index = load_index()
+    entry = index.find(name)
+    assert entry is not None, name
+    return list(index.tensors(entry.root))
+
+
+def rows_of(pairs: Iterable[tuple[str, tuple[int, ...]]]) -> list[TensorRow]:
+    return [TensorRow(name, name, "float32", shape, 0) for name, shape in pairs]
+
+
+def found_in(pairs: Pairs) -> ArchitectureMatch | None:
+    rows = rows_of(pairs)
+    return identify(grow(rows), rows)
+
+
+def previewed(pairs: Pairs) -> Architecture:
+    rows = rows_of(pairs)
+    sketch = preview(rows, True)
+    assert sketch is not None
+    return recognise(sketch, rows)
+
+
+def names_in(match: ArchitectureMatch | None) -> tuple[str | None, ...]:
+    return () if match is None else (match.name, *match.alternatives)
+
+
+def saved(folder: Path, pairs: Pairs) -> Path:
+    """Write a checkpoint with these names and shapes, in which every tensor is one element seen many times."""
+    path = folder / "model.pt"
+    torch.save({name: torch.zeros(()).expand(shape) for name, shape in pairs}, path)
+    return path
+
+
+# The index itself.
+
+
+def test_the_index_is_small_and_says_what_it_was_built_from() -> None:
+    index = load_index()
+    assert PATH.stat().st_size < MAX_INDEX_BYTES
+    assert set(index.versions) == {"torch", "timm", "torchvision", "transformers"}
+    assert len({entry.full_name for entry in index.entries}) == len(index.entries)
+    counts = {zoo: sum(entry.zoo == zoo for entry in index.entries) for zoo in ("timm", "torchvision", "transformers")}
+    assert counts["timm"] > 1200
+    assert counts["torchvision"] > 100
+    assert counts["transformers"] > 1000
+
+
+def test_what_is_encoded_is_decoded() -> None:
+    records = [
+        {"zoo": "timm", "family": "f", "name": "a", "tensors": [("w", (2, 3)), ("l.0.w", (4,)), ("l.1.w", (4,))]},
+        {"zoo": "timm", "family": "f", "name": "b", "tensors": [("l.0.w", (4,)), ("l.0", (5,)), ("n", ())]},
+    ]
+    index = decode(build_index(records, {"timm": "1"}))
+    assert index.versions == {"timm": "1"}
+    for entry, record in zip(index.entries, records, strict=True):
+        assert (entry.name, entry.tensors) == (record["name"], 3)
+        assert sorted(index.tensors(entry.root)) == sorted(record["tensors"])
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_every_architecture_of_the_index_finds_itself(chunk: int) -> None:
+    index = load_index()
+    by_root = {entry.root: entry for entry in index.entries if entry.tensors >= 8}
+    for root, entry in list(by_root.items())[chunk::CHUNKS]:
+        match = found_in(list(index.tensors(root)))
+        assert match is not None, entry
+        assert (match.kind, match.score, match.differences) == ("exact", 1, ()), entry
+        assert {one.full_name for one in index.entries if one.root == root} <= set(names_in(match)), entry
+
+
+def test_an_architecture_built_for_real_is_found() -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTModel
+
+    for kind, config in ((ResNetForImageClassification, ResNetConfig()), (ViTModel, ViTConfig())):
+        with torch.device("meta"):
+            state = kind(config).state_dict()
+        match = found_in([(name, tuple(tensor.shape)) for name, tensor in state.items()])
+        assert match is not None
+        assert match.kind == "exact"
+        assert f"transformers:{kind.__name__}" in names_in(match)
+
+
+# What people make of them.
+
+
+def test_random_changes_of_head_and_stem_leave_an_architecture_recognised() -> None:
+    """Take some architectures at random, and change what is changed before training on other data."""
+    index, chance = load_index(), random.Random(6)
+    classifiers = [entry for entry in index.entries if entry.zoo != "transformers" and entry.tensors >= 30]
+    missed = []
+    for entry in chance.sample(classifiers, SAMPLE):
+        match = found_in(changed_at_the_ends(list(index.tensors(entry.root)), chance))
+        if entry.full_name not in names_in(match):
+            missed.append((entry.full_name, match))
+    assert len(missed) <= SAMPLE // 40, missed
+
+
+def changed_at_the_ends(pairs: Pairs, chance: random.Random) -> Pairs:
+    weights = [name for name, shape in pairs if len(shape) > 1 and name.endswith("weight")]
+    sizes = dict(pairs)
+    head, stem = weights[-1].removesuffix("weight"), weights[0]
+    for name in (head + "weight", head + "bias"):
+        if name in sizes:
+            sizes[name] = (chance.choice((7, 100)), *sizes[name][1:])
+    if len(sizes[stem]) == 4:
+        sizes[stem] = (sizes[stem][0], chance.choice((1, 4)), *sizes[stem][2:])
+    behind = chance.choice(("", "1."))
+    before = chance.choice(("", "backbone.", "net."))
+    return [
+        (before + (name.replace(head, head + behind) if name.startswith(head) else name), shape)
+        for name, shape in sizes.items()
+    ]
+
+
+def replaced(pairs: Pairs, shapes: Mapping[str, tuple[int, ...]]) -> Pairs:
+    return [(name, shapes.get(name, shape)) for name, shape in pairs]
+
+
+def renamed(pairs: Pairs, old: str, new: str) -> Pairs:
+    return [(re.sub(old, new, name), shape) for name, shape in pairs]
+
+
+def without(pairs: Pairs, *fronts: str) -> Pairs:
+    return [(name, shape) for name, shape in pairs if not name.startswith(fronts)]
+
+
+RESNET = "timm:resnet50"
+TEN = {"fc.weight": (10, 2048), "fc.bias": (10,)}
+CHANGES: dict[str, tuple[Callable[[Pairs], Pairs], str, tuple[str, ...]]] = {
+    "nothing": (lambda pairs: pairs, "exact", ()),
+    "no counters": (lambda pairs: [pair for pair in pairs if "num_batches" not in pair[0]], "exact", ()),
+    "sorted": (sorted, "exact", ()),
+    "below a prefix": (
+        lambda pairs: renamed(pairs, "^", "net."),
+        "exact",
+        ('prefix: every name lies below "net."',),
+    ),
+    "classes": (lambda pairs: replaced(pairs, TEN), "head", ("head: 1000 -> 10 classes",)),
+    "dropout before the head": (
+        lambda pairs: renamed(replaced(pairs, TEN), r"^fc\.", "fc.1."),
+        "head",
+        ('head: 1000 -> 10 classes, "fc.1" instead of "fc"',),
+    ),
+    "no head": (lambda pairs: without(pairs, "fc."), "head", ('head: "fc" is missing',)),
+    "small images": (
+        lambda pairs: replaced(pairs, {**TEN, "conv1.weight": (64, 3, 3, 3)}),
+        "head",
+        ("stem: 3x3 instead of 7x7", "head: 1000 -> 10 classes"),
+    ),
+    "grey images": (
+        lambda pairs: replaced(pairs, {"conv1.weight": (64, 1, 7, 7)}),
+        "head",
+        ("stem: 1 instead of 3 input channels",),
+    ),
+    "backbone and head": (
+        lambda pairs: [*renamed(without(pairs, "fc."), "^", "backbone."), ("head.weight", (5, 2048))],
+        "head",
+        ('prefix: every name lies below "backbone."', 'head: 1000 -> 5 classes, "head" instead of "fc"'),
+    ),
+    "cut off": (
+        lambda pairs: without(pairs, "fc.", "layer4."),
+        "nearest",
+        ('head: "fc" is missing', '"layer4.0-2": 50 tensors missing'),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_differs_is_said(name: str) -> None:
+    change, kind, differences = CHANGES[name]
+    match = found_in(change(tensors_of(RESNET)))
+    assert match is not None
+    assert (match.name, match.family, match.kind, match.differences) == (RESNET, "resnet", kind, differences)
+    assert {"timm:resnetaa50", "timm:resnetblur50", "torchvision:resnet50"} <= set(match.alternatives)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_perceptron_is_no_architecture_and_its_structure_is_said(seed: int) -> None:
+    chance = random.Random(seed)
+    widths = [chance.randint(1, 900) for _ in range(chance.randint(3, 9))]
+    layers = [nn.Linear(*pair, device="meta") for pair in pairwise(widths)]
+    network = nn.Sequential(*[module for layer in layers for module in (layer, nn.ReLU())])
+    found = previewed([(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()])
+    assert found.match is None
+    assert (found.structure.kind, found.structure.depth) == ("MLP", len(layers))
+
+
+def test_a_family_is_recognised_by_its_modules_alone() -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    with torch.device("meta"):
+        state = BertForMaskedLM(BertConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=4)).state_dict()
+    match = found_in([(name, tuple(tensor.shape)) for name, tensor in state.items()])
+    assert match is not None
+    assert (match.kind, match.name, match.family) == ("structure", None, "bert")
+    assert "transformers:BertForMaskedLM" in match.alternatives
+
+
+# How it is built.
+
+
+def stage(found: Architecture) -> Sequence[tuple[int, str, int | None]]:
+    return [(one.blocks, one.kind, one.width) for one in found.structure.stages]
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("timm:resnet34", list(zip((3, 4, 6, 3), ["BasicBlock"] * 4, (64, 128, 256, 512), strict=True))),
+        ("timm:resnet50", list(zip((3, 4, 6, 3), ["Bottleneck"] * 4, (256, 512, 1024, 2048), strict=True))),
+        ("timm:convnext_tiny", list(zip((3, 3, 9, 3), ["ConvNeXt block"] * 4, (96, 192, 384, 768), strict=True))),
+        ("timm:vit_base_patch16_224", [(12, "transformer block", 768)]),
+        ("timm:mixer_b16_224", [(12, "MLP block", 768)]),
+        ("transformers:T5ForConditionalGeneration", [(6, "transformer block", 512)] * 2),
+        ("transformers:MixtralForCausalLM", [(32, "transformer block", 4096)]),
+        ("torchvision:mobilenet_v2", [(17, "inverted residual", 320)]),
+        ("torchvision:vgg16", []),
+    ],
+)
+def test_stages_are_counted(name: str, stages: list[tuple[int, str, int]]) -> None:
+    assert stage(previewed(tensors_of(name))) == stages
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "timm:vit_base_patch16_224",
+            {"width": 768, "patch_size": (16, 16), "positions": 197, "grid": 14},
+        ),
+        ("timm:beit_base_patch16_224", {"heads": 12}),
+        ("transformers:T5ForConditionalGeneration", {"heads": 8}),
+        ("transformers:Qwen3ForCausalLM", {"heads": 32, "width": 4096, "context": None}),
+        ("transformers:GPT2LMHeadModel", {"context": 1024, "width": 768, "heads": None, "positions": None}),
+        ("transformers:WhisperForConditionalGeneration", {"context": 448}),
+        ("transformers:CLIPModel", {"context": 77, "grid": 7, "patch_size": (32, 32)}),
+        ("timm:swin_tiny_patch4_window7_224", {"heads": None, "width": None, "depth": 12}),
+        ("torchvision:vgg16", {"kind": "CNN", "depth": 16}),
+    ],
+)
+def test_dimensions_are_told_where_the_shapes_tell(name: str, expected: Mapping[str, Any]) -> None:
+    structure = previewed(tensors_of(name)).structure
+    assert {field: getattr(structure, field) for field in expected} == expected
+
+
+def test_the_heads_of_each_stage_are_told() -> None:
+    stages = previewed(tensors_of("timm:swin_tiny_patch4_window7_224")).structure.stages
+    assert [one.heads for one in stages] == [3, 6, 12, 24]
+
+
+def test_the_rank_of_adapters_is_told() -> None:
+    pairs = [
+        (f"base.layers.{n}.q_proj.lora_{ab}.weight", shape)
+        for n in (0, 1)
+        for ab, shape in (("A", (8, 64)), ("B", (64, 8)))
+    ]
+    assert previewed(pairs).structure.lora_rank == 8
+
+
+# Through the command line.
+
+
+def answer(run: Run, *arguments: object) -> dict[str, Any]:
+    ran = run("inspect", *arguments, "--json")
+    assert ran.status == 0, ran.err
+    return strictly(ran.out)
+
+
+def test_inspect_names_the_architecture_and_its_twins(run: Run, tmp_path: Path) -> None:
+    found = answer(run, saved(tmp_path, tensors_of(RESNET)))
+    architecture = found["architecture"]
+    expected = {"name": RESNET, "family": "resnet", "match": "exact", "classes": 1000, "parameters": 25557032}
+    assert {field: architecture[field] for field in expected} == expected
+    assert "timm:resnetblur50" in architecture["alternatives"]
+    assert architecture["differences"] == []
+    assert [one["blocks"] for one in architecture["stages"]] == [3, 4, 6, 3]
+    assert "architecture-twins" in [note["code"] for note in found["notes"]]
+
+
+def test_a_file_sorted_by_name_is_the_same_architecture(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in tensors_of("torchvision:squeezenet1_1")}, path)
+    architecture = answer(run, path)["architecture"]
+    assert (architecture["name"], architecture["match"]) == ("torchvision:squeezenet1_1", "exact")
+
+
+def test_the_digits_network_is_no_architecture_and_its_structure_is_said(run: Run) -> None:
+    architecture = answer(run, DIGITS)["architecture"]
+    expected = {"name": None, "family": None, "match": "structure", "alternatives": [], "classes": 10}
+    assert {field: architecture[field] for field in expected} == expected
+    assert [(one["blocks"], one["kind"]) for one in architecture["stages"]] == [(2, "BasicBlock")]
+
+
+def test_nothing_is_looked_up_where_nobody_asks(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, tensors_of(RESNET))
+    monkeypatch.setattr("ckptool.operations.architectures.recognition.load_index", lambda: pytest.fail("it was read"))
+    assert answer(run, path, "--no-architecture")["architecture"] is None
+
+
+def test_it_is_said_in_plain_lines(run: Run, tmp_path: Path) -> None:
+    ran = run("inspect", saved(tmp_path, CHANGES["classes"][0](tensors_of(RESNET))))
+    lines = [line.split("\t") for line in ran.out.splitlines()]
+    assert ["difference", "head: 1000 -> 10 classes"] in lines
+    assert ["stage", "layer1", "3", "Bottleneck", "256", ""] in lines
+    assert [line[:4] for line in lines if line[0] == "architecture"] == [["architecture", RESNET, "resnet", "head"]]
