@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,12 @@ _MAX_STEMS = 160
 _LOG_FROM = 30.0  # ratio of the largest to the smallest change
 _LABEL_FIVES_TO = 1000.0
 _MATRIX_AREA, _VECTOR_AREA = 34.0, 14.0  # of a marker, in square points
+_VECTOR = "vector (bias, norm)"
+_MAX_TITLES = 24
+_TALLEST_ROW = 1.2  # in inches
+_INCHES_PER_LETTER = 0.07
+_ACROSS = 90  # letters that fit on one line below the axis
+_ROOMY = 400  # tensors: with more, the markers are smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +80,24 @@ def draw_changes(comparisons: Sequence[Comparison]) -> Drawing:
     series = series_of(comparisons, depth)
     count = len(depth.keys)
     rows = [row for row in ROWS if any(point.row == row for each in series for point in each.points)]
-    row_inches = 0.3 + 0.08 * (len(series) - 1)
-    width = min(9.0 + 0.02 * count, 15.0)
-    height = 6.2 + row_inches * len(rows)
+    row_inches = min(0.3 + 0.08 * (len(series) - 1), _TALLEST_ROW)
+    ticks, names = _ticks(depth)
+    colored = _colored(series, depth)
+    across = sum(map(len, names)) < _ACROSS
+    width = min(6.6 + 0.02 * count, 12.0) + 1.2 + _INCHES_PER_LETTER * max(map(len, (*dict(colored), _VECTOR)))
+    height = 4.7 + row_inches * len(rows) + (0.2 if across else _INCHES_PER_LETTER * max(map(len, names)))
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     main, strip = figure.subplots(
         2, 1, sharex=True, height_ratios=(4.2, max(row_inches * len(rows), 0.02)), gridspec_kw={"hspace": 0.02}
     )
     places = [*_draw_main(main, series, depth), *_draw_strip(strip, series, rows, depth)]
-    _label_depth(main, strip, depth)
+    _shade(main, strip, depth)
+    strip.set_xticks(ticks, names, rotation=0 if across else 90, fontsize=8 if len(names) < 30 else 7, parse_math=False)
+    strip.set_xlabel(f"depth: {count:,} tensors in the order of A, numbered modules counted up")
     title = _title(short_name(file_names([comparisons[0].path_a])[0]), series)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
-    main.set_title("\n".join(_captions(series)), loc="left", fontsize=9, parse_math=False)
-    _add_legend(main, series, depth)
+    main.set_title("\n".join(_captions(series, round(11 * width))), loc="left", fontsize=9, parse_math=False)
+    _add_legend(main, colored, any(point.is_vector for each in series for point in each.moved))
     return Drawing(figure, title, width, height, tuple(series), tuple(places))
 
 
@@ -93,13 +105,14 @@ def _title(base: str, series: Sequence[Series]) -> str:
     return f"{base} → {series[0].title if len(series) == 1 else f'{len(series):,} checkpoints'}"
 
 
-def _captions(series: Sequence[Series]) -> Iterator[str]:
+def _captions(series: Sequence[Series], width: int) -> Iterator[str]:
+    """Tell the numbers of the last series in lines of so many characters."""
     last = series[-1]
-    yield last.summary if len(series) == 1 else f"{last.title}: {last.summary}"
+    yield from textwrap.wrap(last.summary if len(series) == 1 else f"{last.title}: {last.summary}", width)
     ranked = sorted(last.moved, key=lambda point: -(point.relative or 0))[:3]
     if ranked:
         told = (f"{short_name(point.name)} {change_text(point.relative)}" for point in ranked)
-        yield f"most changed: {', '.join(told)}"
+        yield from textwrap.wrap(f"most changed: {', '.join(told)}", width)
 
 
 def _draw_main(axes: Axes, series: Sequence[Series], depth: Depth) -> Iterator[tuple[int, Point, Axes, float]]:
@@ -140,13 +153,14 @@ def _draw_points(axes: Axes, points: Sequence[Point], depth: Depth, _: Any) -> N
         for point in points:
             color = colors[depth.groups[point.index]]
             axes.vlines(point.index, bottom, point.relative or 0.0, colors=color, linewidth=1.2, alpha=0.55)
+    shrink = max(min(_ROOMY / max(len(depth.keys), 1), 1.0), 0.1)
     for is_vector in (False, True):
         chosen = [point for point in points if point.is_vector == is_vector]
         shades = [colors[depth.groups[point.index]] for point in chosen]
         axes.scatter(
             [point.index for point in chosen],
             [point.relative or 0.0 for point in chosen],
-            s=_VECTOR_AREA if is_vector else _MATRIX_AREA,
+            s=(_VECTOR_AREA if is_vector else _MATRIX_AREA) * shrink,
             facecolors="white" if is_vector else shades,
             edgecolors=shades,
             linewidths=1.1,
@@ -203,36 +217,40 @@ def _draw_strip(
             yield from ((number, point, axes, y) for point in marked)
 
 
-def _label_depth(main: Axes, strip: Axes, depth: Depth) -> None:
-    count = len(depth.keys)
+def _ticks(depth: Depth) -> tuple[list[float], list[str]]:
+    """Name every tensor, or the modules where the tensors are too many."""
+    if len(depth.keys) > _MAX_NAMES:
+        return depth.labels(_MAX_LABELS)
+    return [float(index) for index in range(len(depth.keys))], [short_name(key) for key in depth.keys]
+
+
+def _shade(main: Axes, strip: Axes, depth: Depth) -> None:
+    """Shade every other module, so that the eye finds the name below a point."""
     main.tick_params(axis="x", length=0, labelbottom=False)
-    strip.set_xlim(-0.7, max(count, 1) - 0.3)
-    for _, start, end in depth.runs(_MAX_LABELS)[1::2]:
+    strip.set_xlim(-0.7, max(len(depth.keys), 1) - 0.3)
+    for _, start, end in depth.runs()[1::2]:
         for axes in (main, strip):
             axes.axvspan(start - 0.5, end - 0.5, color="#F5F5F7", zorder=0, linewidth=0)
-    if count <= _MAX_NAMES:
-        ticks, names = [float(index) for index in range(count)], [short_name(key) for key in depth.keys]
-    else:
-        ticks, names = depth.labels(_MAX_LABELS)
-    few = sum(map(len, names)) < 90
-    strip.set_xticks(ticks, names, rotation=0 if few else 90, fontsize=8 if len(names) < 30 else 7, parse_math=False)
-    strip.set_xlabel(f"depth: {count:,} tensors in the order of A")
 
 
-def _add_legend(axes: Axes, series: Sequence[Series], depth: Depth) -> None:
+def _colored(series: Sequence[Series], depth: Depth) -> list[tuple[str, Any]]:
+    """Say what each colour stands for: a checkpoint where there are several, else a part of the model that moved."""
+    if len(series) > 1:
+        titles = [(each.title, _series_color(number, len(series))) for number, each in enumerate(series)]
+        return titles[:: -(-len(titles) // _MAX_TITLES)]
+    colors = _group_colors(depth)
+    seen = {depth.groups[point.index] for point in series[0].moved}
+    return [(group, colors[group]) for group in dict.fromkeys(depth.groups) if group in seen]
+
+
+def _add_legend(axes: Axes, colored: Sequence[tuple[str, Any]], with_vectors: bool) -> None:
     from matplotlib.lines import Line2D
 
-    if len(series) > 1:
-        colored = [(each.title, _series_color(number, len(series))) for number, each in enumerate(series)]
-    else:
-        colors = _group_colors(depth)
-        seen = {depth.groups[point.index] for point in series[0].moved}
-        colored = [(group, colors[group]) for group in dict.fromkeys(depth.groups) if group in seen]
     handles = [Line2D([], [], color=color, marker="o", linewidth=0, label=_literal(name)) for name, color in colored]
-    if any(point.is_vector for each in series for point in each.moved):
+    if with_vectors:
         style: dict[str, Any] = {"color": "#444444", "linewidth": 0, "markeredgewidth": 1.1, "marker": "o"}
         handles.append(Line2D([], [], markersize=6, label="matrix or larger", **style))
-        handles.append(Line2D([], [], markersize=4, markerfacecolor="white", label="vector (bias, norm)", **style))
+        handles.append(Line2D([], [], markersize=4, markerfacecolor="white", label=_VECTOR, **style))
     if handles:
         box = axes.legend(handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         for text in box.get_texts():

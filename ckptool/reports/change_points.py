@@ -20,6 +20,9 @@ ROWS = (UNCHANGED, FROM_ZERO, BROKEN, NO_NUMBERS)  # fates that no axis of numbe
 _MAX_COLORS = 8
 _MAX_DEPTH = 6
 _LABELS_SIDE_BY_SIDE = 80
+_FEW_RUNS, _FITTING_RUNS, _MANY_RUNS = 8, 40, 160  # of many, not every one is named
+_MAX_DIGITS = 18
+_MAX_SEGMENTS = 32
 _LONGEST_NAME = 60
 OTHERS = "others"
 
@@ -60,25 +63,22 @@ class Depth:
     keys: tuple[str, ...]
     groups: tuple[str, ...]
 
-    def runs(self, most: int) -> list[tuple[str, int, int]]:
-        """Divide the depth by modules as finely as ``most`` labels allow: the name, the first index, one past the last.
-
-        Where even the coarsest division has more, the widest runs are named.
-        """
+    def runs(self) -> list[tuple[str, int, int]]:
+        """Divide the depth by modules, finely but not too finely: the name, the first index, one past the last."""
         found = _runs([_module(key)[:1] for key in self.keys])
         for depth in range(2, _MAX_DEPTH):
             finer = _runs([_module(key)[:depth] for key in self.keys])
-            if len(finer) > most:
+            if len(finer) > (_MANY_RUNS if len(found) < _FEW_RUNS else _FITTING_RUNS):
                 break
             found = finer
-        widest = sorted(found, key=lambda run: run[1] - run[2])[:most]
-        return sorted(widest, key=lambda run: run[1])
+        return found
 
     def labels(self, most: int) -> tuple[list[float], list[str]]:
-        """Name the runs in their middle; narrow neighbours, whose names would lie on each other, share one."""
+        """Name at most so many runs in their middle; narrow neighbours, whose names would overlap, share one name."""
+        runs = self.runs()
         ticks: list[float] = []
         names: list[str] = []
-        for name, start, end in self.runs(most):
+        for name, start, end in runs[:: math.ceil(len(runs) / most) or 1]:
             middle = (start + end - 1) / 2
             if ticks and middle - ticks[-1] < len(self.keys) / _LABELS_SIDE_BY_SIDE:
                 ticks[-1] = (ticks[-1] + middle) / 2
@@ -93,7 +93,23 @@ def depth_of(comparisons: Sequence[Comparison]) -> Depth:
     """Order the common tensors as the base has them; counters are no weights, and not in it."""
     counters = {value.key for found in comparisons for value in found.values if value.is_counter}
     keys = [key for key in dict.fromkeys(key for found in comparisons for key in found.names) if key not in counters]
+    keys = _counted_up(keys)
     return Depth(tuple(keys), tuple(_colored(keys)))
+
+
+def _counted_up(keys: Sequence[str]) -> list[str]:
+    """Bring numbered modules into the order of their numbers: safetensors files have layer 10 before layer 2."""
+    first: dict[tuple[str, ...], int] = {}
+    orders: dict[str, list[tuple[int, int]]] = {}
+    for index, key in enumerate(keys):
+        segments = key.split(".", _MAX_SEGMENTS)
+        orders[key] = []
+        for depth, segment in enumerate(segments):
+            is_number = segment.isdecimal()
+            parent = tuple(segments[:depth])
+            place = first.setdefault((*parent, "*" if is_number else segment), index)
+            orders[key].append((place, int(segment[:_MAX_DIGITS]) if is_number else 0))
+    return sorted(keys, key=orders.__getitem__)
 
 
 def series_of(comparisons: Sequence[Comparison], depth: Depth) -> list[Series]:
@@ -114,7 +130,7 @@ def short_name(text: str) -> str:
 
 
 def _module(key: str) -> tuple[str, ...]:
-    segments = key.split(".")
+    segments = key.split(".", _MAX_SEGMENTS)
     return tuple(segments[:-1] or segments)
 
 
