@@ -624,7 +624,7 @@ def threads(monkeypatch):
 
     monkeypatch.setattr(tensor_pairs, "_BATCH_BYTES", 1)
     monkeypatch.setattr(tensor_pairs, "_PART_ELEMENTS", 1000)
-    monkeypatch.setattr(tensor_pairs, "_cores", lambda: 4)
+    monkeypatch.setattr(tensor_pairs, "available_cores", lambda: 4)
 
 
 @pytest.mark.usefixtures("threads")

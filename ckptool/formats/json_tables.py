@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ckptool.model.repeats import first_repeated
+
 
 def read_json(data: bytes) -> Any:
     """Parse JSON in UTF-8.
@@ -20,5 +22,5 @@ def read_json(data: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("it holds a name twice")
+        raise ValueError(f"it holds {first_repeated(name for name, _ in pairs)!r:.100} twice")
     return table

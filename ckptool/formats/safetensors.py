@@ -111,8 +111,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) == len(pairs):
         return table
-    seen: set[str] = set()
-    twin = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+    from ckptool.model.repeats import first_repeated  # what no sound file needs
+
+    twin = first_repeated(name for name, _ in pairs)
     raise UnreadableCheckpoint(f"the safetensors header holds {twin!r:.100} twice, and readers differ; {_RESAVE}")
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
+from ckptool.model.repeats import first_repeated
 
 BLOCK = 512
 _MOST_MEMBERS = 100_000
@@ -68,9 +69,8 @@ def read_tar(file: InputFile) -> list[TarMember]:
     while (header := _read_block(reading)).strip(b"\0"):
         _read_member(reading, header)
     _check_end(reading)
-    names = [member.name for member in reading.members if member.is_file]
-    if len(set(names)) != len(names):
-        twin = next(name for name in names if names.count(name) > 1)
+    twin = first_repeated(member.name for member in reading.members if member.is_file)
+    if twin is not None:
         raise UnreadableCheckpoint(f"the tar archive holds {twin!r:.100} twice, and readers differ; {_REPACK}")
     return reading.members
 

@@ -45,7 +45,7 @@ def read_name(name: str) -> Training:
 
 
 def says_best(name: str) -> bool:
-    """Tell whether a name calls its file the best (``model_best.pth.tar``)."""
+    """Tell whether a name calls its file the best (``model_best.pth.tar``), or a score the best so far."""
     return "best" in re.split(r"[^a-z]+", name.lower())
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ckptool.layouts.reference import shape_of
 from ckptool.layouts.roots import EMA_ROOTS
 from ckptool.layouts.segments import Names, under, without
 from ckptool.layouts.twins import LITEMA_COUNTERS, dotless_twins, underscored_twins
 from ckptool.model.plans import Producer, StateDict
-from ckptool.model.values import OpaqueTensor, TensorSpec
 
 
 def inner_candidates(found: list[StateDict], producer: Producer) -> list[StateDict]:
@@ -33,11 +33,7 @@ def _split(state_dict: StateDict, producer: Producer) -> list[StateDict]:
 
 
 def _same_shapes(entries: Mapping[str, object], twins: Mapping[str, str]) -> bool:
-    return all(_shape(entries[flat]) == _shape(entries[name]) for flat, name in twins.items())
-
-
-def _shape(value: object) -> tuple[int, ...] | None:
-    return value.shape if isinstance(value, TensorSpec | OpaqueTensor) else None
+    return all(shape_of(entries[flat]) == shape_of(entries[name]) for flat, name in twins.items())
 
 
 def _swapped(state_dict: StateDict, twins: Mapping[str, str], role: str, reason: str) -> StateDict:

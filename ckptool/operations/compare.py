@@ -27,7 +27,7 @@ from ckptool.model.sources import NoProgress, Progress
 from ckptool.operations.fact_changes import compare_entries, compare_metadata
 from ckptool.operations.module_changes import fold_changes
 from ckptool.operations.opening import OpenedCheckpoint
-from ckptool.operations.pairing import Tensor, Tensors, by_common_names, find_view
+from ckptool.operations.pairing import Tensors, by_common_names, dtype_name, find_view
 from ckptool.operations.renames import find_renames
 from ckptool.operations.tensor_pairs import Finding, Pair, Tolerance, compare_pairs, elements_of
 
@@ -180,20 +180,16 @@ def _is_wanted(name: str, keys: KeyOptions) -> bool:
 
 def _names(tensors: Tensors, renamed: set[str]) -> tuple[TensorName, ...]:
     return tuple(
-        TensorName(name, _dtype_name(tensor), tensor.shape, elements_of(tensor))
+        TensorName(name, dtype_name(tensor), tensor.shape, elements_of(tensor))
         for name, tensor in tensors.items()
         if name not in renamed
     )
 
 
-def _dtype_name(tensor: Tensor) -> str:
-    return tensor.dtype.name if tensor.dtype is not None else ""
-
-
 def _dtype_changes(pairs: Sequence[Pair], findings: Sequence[Finding]) -> Iterator[DTypeChange]:
     survived = {"same": True, "close": False, "changed": False, "unknown": None}
     for pair, finding in zip(pairs, findings, strict=True):
-        ours, theirs = _dtype_name(pair.a), _dtype_name(pair.b)
+        ours, theirs = dtype_name(pair.a), dtype_name(pair.b)
         if ours != theirs:
             known = survived[finding.outcome] if isinstance(finding, ValueChange) else None
             yield DTypeChange(pair.key, ours, theirs, known)

@@ -14,7 +14,7 @@ from ckptool.formats.bystanders import name_bystander
 from ckptool.formats.file import is_folder
 from ckptool.formats.shards import is_sharded_folder
 from ckptool.layouts import read_training, select
-from ckptool.layouts.file_names import read_name
+from ckptool.layouts.file_names import read_name, says_best
 from ckptool.layouts.goals import read_goal
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.folder import FileRow
@@ -204,14 +204,9 @@ def _metrics(sources: Iterable[Training]) -> Mapping[str, Fact]:
     metrics: dict[str, Fact] = {}
     for said in sources:
         metrics |= said.metrics
-        if not all(is_record(name) for name in metrics):
+        if not all(says_best(name) for name in metrics):
             break
     return metrics
-
-
-def is_record(metric: str) -> bool:
-    """Tell whether a metric is the best score so far of a whole training, and no checkpoint's own."""
-    return "best" in re.split(r"[^a-z]+", metric.lower())
 
 
 def _size_and_time(path: Path) -> tuple[int | None, float | None]:

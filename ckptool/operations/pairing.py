@@ -57,6 +57,11 @@ def _named_as(view: OpenedCheckpoint, wanted: Tensors) -> Tensors:
     return {move.target or move.source: found[move.source] for move in plan.moves if move.source in found}
 
 
+def dtype_name(tensor: Tensor) -> str:
+    """Name the element type; empty where it is not known."""
+    return tensor.dtype.name if tensor.dtype is not None else ""
+
+
 def kind_text(tensor: Tensor) -> str:
     """Describe a tensor in a few words: its dtype and shape, or what it is instead of a dense array."""
     if isinstance(tensor, OpaqueTensor):

@@ -25,14 +25,15 @@ def map_in_order(
 
     :raises CkptoolError: a process was killed.
     """
-    wanted = jobs or min(_processors(), len(items) // _ITEMS_WORTH_A_PROCESS)
+    wanted = jobs or min(available_cores(), len(items) // _ITEMS_WORTH_A_PROCESS)
     if min(wanted, len(items)) <= 1:
         yield from map(function, items)
     else:
         yield from _map_in_processes(function, items, min(wanted, len(items)))
 
 
-def _processors() -> int:
+def available_cores() -> int:
+    """Count the cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -10,7 +10,6 @@ from ckptool.layouts.directions import better_direction
 from ckptool.layouts.file_names import says_best
 from ckptool.model.folder import FileRow, Mode, Ranking
 from ckptool.model.training import Fact
-from ckptool.operations.folder import is_record
 
 _MAX_NAMED = 6
 # Where Lightning's ModelCheckpoint keeps the score of its metric.
@@ -54,7 +53,7 @@ def _metric(able: Sequence[FileRow], asked: str | None) -> Fact | str | None:
         return Fact(watched[0], "monitored by the trainer")
     if watched:
         return f"the trainer monitored several metrics ({_listed(watched)}); say which one counts with --metric"
-    return _only_one([name for name in names if not is_record(name)])
+    return _only_one([name for name in names if not says_best(name)])
 
 
 def _monitors(row: FileRow) -> Iterator[str]:
@@ -62,7 +61,7 @@ def _monitors(row: FileRow) -> Iterator[str]:
     if row.monitor is not None and isinstance(row.monitor.value, str):
         yield row.monitor.value
     for name, fact in row.metrics.items():
-        if fact.evidence.endswith(_CALLBACK_SCORES) and not is_record(name):
+        if fact.evidence.endswith(_CALLBACK_SCORES) and not says_best(name):
             yield name
 
 

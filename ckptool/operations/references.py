@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
+from ckptool.formats.json_tables import read_json
 from ckptool.layouts import select
 
 MAX_TEXT_BYTES = 64 << 20
@@ -61,10 +60,10 @@ def read_map(path: Path) -> Mapping[str, str | None]:
     :raises PlanRefused: it is no such object.
     """
     try:
-        content: Any = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
+        content = read_json(path.read_bytes())
     except OSError as error:
         raise PlanRefused("bad-map", f"{path}: {error.strerror}; --map needs a JSON file of names") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PlanRefused("bad-map", f'{path}: not a JSON map of names ({error}); give {{"old": "new"}}') from error
     if isinstance(content, dict) and isinstance(content.get("map"), dict):
         content = content["map"]
@@ -73,14 +72,6 @@ def read_map(path: Path) -> Mapping[str, str | None]:
     ):
         raise PlanRefused("bad-map", f"{path}: --map needs one JSON object of names to names (or null)")
     return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
-    return dict(pairs)
 
 
 def read_rename(text: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -16,7 +15,8 @@ from ckptool.model.copies import Payload
 from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.nested import values_differ
-from ckptool.operations.pairing import Tensor, kind_text
+from ckptool.operations.pairing import Tensor, dtype_name, kind_text
+from ckptool.operations.parallel import available_cores
 from ckptool.operations.runs import element_runs, same_bytes
 from ckptool.operations.transforms import payload_of
 
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 _PART_ELEMENTS = 1 << 22  # of a tensor that is too large for one thread
 _MAX_THREADS = 8  # each holds a few MB
-_BATCH_BYTES = (
-    8 << 20
-)  # what one thread takes at a time: many small tensors would only make threads wait for each other
+# What one thread takes at a time: many small tensors would only make threads wait for each other.
+_BATCH_BYTES = 8 << 20
 
 
 class Pair(NamedTuple):
@@ -88,10 +87,6 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
         yield batch
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class _Stopped(Exception):
     """Leave a thread whose answer nobody waits for any more."""
 
@@ -123,7 +118,7 @@ class _Work:
 
     def compare_all(self, pairs: Sequence[Pair]) -> list[Finding]:
         total = sum(pair.a.nbytes for pair in pairs)
-        threads = min(_cores(), _MAX_THREADS, total // max(_BATCH_BYTES, 1))
+        threads = min(available_cores(), _MAX_THREADS, total // max(_BATCH_BYTES, 1))
         if threads < 2:
             return self._compare_batch(pairs)
         with ThreadPoolExecutor(threads) as pool:
@@ -203,7 +198,7 @@ class _Work:
         if (a.kind, a.detail, a.dtype, a.shape) != (b.kind, b.detail, b.dtype, b.shape):
             return _kind_change(Pair(key, a, b))
         describe = partial(
-            ValueChange, key, dtype_a=_dtype(a), dtype_b=_dtype(b), shape=a.shape, elements=elements_of(a)
+            ValueChange, key, dtype_a=dtype_name(a), dtype_b=dtype_name(b), shape=a.shape, elements=elements_of(a)
         )
         if a.kind == "meta":
             return describe(outcome="unknown", detail="no values are stored")
@@ -217,8 +212,8 @@ def _describe(pair: Pair, tally: DifferenceTally) -> ValueChange:
     return ValueChange(
         key=pair.key,
         outcome=outcome,
-        dtype_a=_dtype(pair.a),
-        dtype_b=_dtype(pair.b),
+        dtype_a=dtype_name(pair.a),
+        dtype_b=dtype_name(pair.b),
         shape=pair.a.shape,
         elements=elements_of(pair.a),
         changed=tally.changed,
@@ -261,10 +256,6 @@ def _check_source(tensor: Tensor) -> None:
     assert isinstance(tensor, TensorSpec)
     for _ in tensor.storage.source.stream(0, 1):
         pass
-
-
-def _dtype(tensor: Tensor) -> str:
-    return tensor.dtype.name if tensor.dtype is not None else ""
 
 
 def elements_of(tensor: Tensor) -> int:
