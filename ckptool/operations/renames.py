@@ -24,18 +24,21 @@ class _Content:
 
     specimen: TensorSpec
     is_constant: bool
-    a: list[str] = field(default_factory=list)
-    b: list[str] = field(default_factory=list)
+    a: dict[str, None] = field(default_factory=dict)  # as sets that keep their order: there may be many names
+    b: dict[str, None] = field(default_factory=dict)
 
     @property
     def is_pair(self) -> bool:
         """Tell whether there is but one name on either side."""
         return len(self.a) == 1 and len(self.b) == 1
 
+    def take_only(self) -> Rename:
+        """Settle the one name on either side."""
+        return self.take(next(iter(self.a)), next(iter(self.b)))
+
     def take(self, a: str, b: str) -> Rename:
         """Settle one pair of names."""
-        self.a.remove(a)
-        self.b.remove(b)
+        del self.a[a], self.b[b]
         return Rename(a, b, self.specimen.numel)
 
 
@@ -52,17 +55,17 @@ def find_renames(
     :raises UnreadableCheckpoint: bytes cannot be read, or do not match their checksum.
     """
     contents = _shared_contents(only_a, only_b, progress)
-    certain = [each.take(each.a[0], each.b[0]) for each in contents if each.is_pair and not each.is_constant]
+    certain = [each.take_only() for each in contents if each.is_pair and not each.is_constant]
     rules = _rules(certain)
     by_rule = [rename for each in contents for rename in _settle(each, rules)]
-    alike = [each.take(each.a[0], each.b[0]) for each in contents if each.is_pair and _end_alike(each)]
+    alike = [each.take_only() for each in contents if each.is_pair and _end_alike(each)]
     left = tuple(Ambiguity(tuple(each.a), tuple(each.b)) for each in contents if each.a and each.b)
     order = {name: index for index, name in enumerate(only_a)}
     return tuple(sorted((*certain, *by_rule, *alike), key=lambda rename: order[rename.a])), left
 
 
 def _end_alike(content: _Content) -> bool:
-    return content.a[0].rpartition(".")[2] == content.b[0].rpartition(".")[2]
+    return len({name.rpartition(".")[2] for name in (*content.a, *content.b)}) == 1
 
 
 def _shared_contents(only_a: Tensors, only_b: Tensors, progress: Progress) -> list[_Content]:
@@ -82,7 +85,7 @@ def _shared_contents(only_a: Tensors, only_b: Tensors, progress: Progress) -> li
         checksum, is_constant = _fingerprint(spec, name, progress)
         content = found.setdefault((spec.dtype, spec.shape, checksum), _Content(spec, is_constant))
         if content.specimen is spec or _are_equal(content.specimen, spec, name):
-            (content.a, content.b)[side].append(name)
+            (content.a, content.b)[side][name] = None
     return [content for content in found.values() if content.a and content.b]
 
 
