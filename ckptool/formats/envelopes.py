@@ -50,9 +50,9 @@ def open_inside(file: InputFile, kind: str, archive: Archive | None, wanted: str
     :raises UnreadableCheckpoint: it is damaged, or holds none, or several equal ones.
     """
     if kind == "tar":
-        return _chosen(file, choose(file, held_in_tar(file, read_tar(file)), wanted, "tar archive"), "tar")
+        return _chosen(file, choose(file, _held_in_tar(file, read_tar(file)), wanted, "tar archive"), "tar")
     if kind == "zip-around" and archive is not None:
-        return _chosen(file, choose(file, held_in_zip(file, archive), wanted, "zip archive"), "zip")
+        return _chosen(file, choose(file, _held_in_zip(file, archive), wanted, "zip archive"), "zip")
     if kind in COMPRESSED:
         return Opened(inflate_file(file, kind), None, wanted, kind)
     raise UnreadableCheckpoint("the path leads into a file that is no archive of checkpoints; name the file itself")
@@ -66,7 +66,7 @@ def _chosen(file: InputFile, held: Held, label: str) -> Opened:
     return Opened(inner, held.name, None, f"{label}: {held.name}")
 
 
-def held_in_zip(file: InputFile, archive: Archive) -> list[Held]:
+def _held_in_zip(file: InputFile, archive: Archive) -> list[Held]:
     """List the files in a zip archive."""
     records = [record for name, record in archive.records.items() if not name.endswith("/")]
     return [_in_zip(file, record) for record in records]
@@ -79,10 +79,10 @@ def _in_zip(file: InputFile, record: Record) -> Held:
     def read_head() -> bytes:
         return read_bytes(unchecked.open(file), nbytes)
 
-    return Held(record.name, read_head, lambda: open_record(file, record))
+    return Held(record.name, read_head, lambda: _open_record(file, record))
 
 
-def open_record(file: InputFile, record: Record) -> InputFile:
+def _open_record(file: InputFile, record: Record) -> InputFile:
     """Make a record of a zip archive readable as a file, its checksum checked.
 
     A zip archive in it has checksums of its own, and is not read for that of the outer one.
@@ -99,7 +99,7 @@ def open_record(file: InputFile, record: Record) -> InputFile:
     return inner
 
 
-def held_in_tar(file: InputFile, members: Sequence[TarMember]) -> list[Held]:
+def _held_in_tar(file: InputFile, members: Sequence[TarMember]) -> list[Held]:
     """List the files in a tar archive; links and devices are none."""
     return [_in_tar(file, member) for member in members if member.is_file]
 

@@ -84,7 +84,7 @@ def read_torchscript(file: InputFile, archive: Archive) -> Checkpoint:
     log = GlobalLog()
     module, modules_table = _read_part(file, records, root, "data", log)
     constants, constants_table = _read_part(file, records, root, "constants", log)
-    weights = collect_weights(module, read_classes(file, records, root))
+    weights = _collect_weights(module, _read_classes(file, records, root))
     tables = (modules_table, constants_table)
     used = [storage for table in tables for storage in table.used()]
     return Checkpoint(
@@ -121,7 +121,7 @@ def _findings(records: dict[str, Record], root: str) -> Iterator[Finding]:
 # --- classes ------------------------------------------------------------------------------------------------------
 
 
-def read_classes(file: InputFile, records: dict[str, Record], root: str) -> dict[tuple[str, str], Names]:
+def _read_classes(file: InputFile, records: dict[str, Record], root: str) -> dict[tuple[str, str], Names]:
     """Read which attributes of each class are parameters and buffers, by module and name of the class.
 
     :raises UnreadableCheckpoint: a class is declared in a way that torch does not write.
@@ -166,7 +166,7 @@ def _odd(record: Record, what: str) -> UnreadableCheckpoint:
 # --- modules ------------------------------------------------------------------------------------------------------
 
 
-def collect_weights(module: Any, classes: dict[tuple[str, str], Names]) -> Weights:
+def _collect_weights(module: Any, classes: dict[tuple[str, str], Names]) -> Weights:
     """Walk the modules as ``state_dict()`` does: parameters, buffers, then each module below, under every name.
 
     :raises UnreadableCheckpoint: a module has no class, or they nest without end.

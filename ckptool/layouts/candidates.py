@@ -94,10 +94,10 @@ def _is_entered(path: tuple[str, ...], step: str, child: Any) -> bool:
     name = step.lower()
     if path and path[0].lower().startswith("callbacks"):
         return any("ema" in part.lower() for part in (*path[1:], step))
-    return name == "callbacks" or not is_skipped(name)
+    return name == "callbacks" or not _is_skipped(name)
 
 
-def is_skipped(name: str) -> bool:
+def _is_skipped(name: str) -> bool:
     """Tell whether a lower-case key names training state that may hold tensors, but no weights."""
     in_table = name in SKIPPED_NAMES or name.startswith(SKIPPED_STARTS)
     return in_table or any(part in name for part in SKIPPED_PARTS)
@@ -146,7 +146,7 @@ def _holds_state_dict(value: DictNode) -> bool:
 
 
 def _described(path: tuple[str, ...], value: Any, layout: Layout | None) -> StateDict:
-    role, reason = role_of(path, layout)
+    role, reason = _role_of(path, layout)
     if isinstance(value, Stub):
         what = f"the parameters and buffers of a pickled {value.ref.full_name}"
         return StateDict(path, role, module_entries(value), f"{reason}, {what}" if reason else what)
@@ -166,7 +166,7 @@ def _key_metadata(value: DictNode) -> Any:
     return value.attributes.get("_metadata") if value.attributes is not None else None
 
 
-def role_of(path: tuple[str, ...], layout: Layout | None) -> tuple[Role, str]:
+def _role_of(path: tuple[str, ...], layout: Layout | None) -> tuple[Role, str]:
     """Say what the state dict at a path is: by the producer's habit, else by its name."""
     overrides: Mapping[str, Role] = layout.roles if layout is not None else {}
     if ".".join(path) in overrides:

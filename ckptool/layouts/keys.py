@@ -35,49 +35,49 @@ def plan_keys(state_dict: StateDict, producer: Producer, options: KeyOptions = D
     """
     mapping = options.mapping or {}
     draft = Draft(state_dict, producer.container, {key: key for key in state_dict.entries})
-    refuse_bad_names(Names([key for key in draft.names if key not in mapping]) if mapping else draft.listing)
-    refuse_shards(draft, keep_prefixes=options.keep_prefixes)
-    clean_names(draft, options)
-    filter_names(draft, options)
-    apply_explicit_names(draft, options)
-    refuse_collisions(draft)
+    _refuse_bad_names(Names([key for key in draft.names if key not in mapping]) if mapping else draft.listing)
+    _refuse_shards(draft, keep_prefixes=options.keep_prefixes)
+    _clean_names(draft, options)
+    _filter_names(draft, options)
+    _apply_explicit_names(draft, options)
+    _refuse_collisions(draft)
     return finish(draft)
 
 
-def clean_names(draft: Draft, options: KeyOptions) -> None:
+def _clean_names(draft: Draft, options: KeyOptions) -> None:
     """Bring the names to clean ones: by the user's word, by the reference, or by the evidence, in that order."""
     if options.keep_prefixes or all(key in (options.mapping or {}) for key in draft.names):
-        keep_names(draft, options)
+        _keep_names(draft, options)
     elif options.reference is not None:
-        select_subtree(draft, options.select, options.keep, strip=False)
+        _select_subtree(draft, options.select, options.keep, strip=False)
         follow_reference(draft, options.reference, options.keep)
     elif options.prefix is not None:
-        strip_prefix(draft, options.prefix, options.keep)
+        _strip_prefix(draft, options.prefix, options.keep)
     else:
-        clean_by_evidence(draft, options)
+        _clean_by_evidence(draft, options)
 
 
-def keep_names(draft: Draft, options: KeyOptions) -> None:
+def _keep_names(draft: Draft, options: KeyOptions) -> None:
     """Leave all names as they are.
 
     :raises PlanRefused: a prefix is to be stripped as well.
     """
     if options.prefix is not None:
         raise PlanRefused("bad-map", "--prefix and --keep-prefixes contradict each other: give one of them")
-    select_subtree(draft, options.select, options.keep, strip=False)
+    _select_subtree(draft, options.select, options.keep, strip=False)
     draft.certainty = "explicit"
 
 
-def clean_by_evidence(draft: Draft, options: KeyOptions) -> None:
+def _clean_by_evidence(draft: Draft, options: KeyOptions) -> None:
     """Remove private segments, then either keep the subtree asked for or look at the roots."""
-    remove_private_segments(draft, options.keep)
+    _remove_private_segments(draft, options.keep)
     if options.select is not None:
-        select_subtree(draft, options.select, options.keep, strip=True)
+        _select_subtree(draft, options.select, options.keep, strip=True)
     elif not draft.state_dict.is_clean:
         strip_roots(draft, options.keep)
 
 
-def refuse_bad_names(keys: Names) -> None:
+def _refuse_bad_names(keys: Names) -> None:
     """Refuse empty names and names with an empty segment.
 
     :raises PlanRefused: there is one.
@@ -89,7 +89,7 @@ def refuse_bad_names(keys: Names) -> None:
             raise PlanRefused("bad-key", f"{quoted(bad)}: a name with an empty segment; give it another with --map")
 
 
-def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
+def _refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
     """Refuse what holds one rank's part only: flattened parameters, sharded tensors, parts of a DTensor.
 
     :raises PlanRefused: there is one.
@@ -112,7 +112,7 @@ def refuse_shards(draft: Draft, *, keep_prefixes: bool) -> None:
         )
 
 
-def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
+def _remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
     """Take the private names of frameworks out of every key, at any depth."""
     draft.rule = KeyRule(removed=removable_segments(keep))
     listing = draft.listing
@@ -130,7 +130,7 @@ def remove_private_segments(draft: Draft, keep: Iterable[str]) -> None:
         draft.note("wrapper-segments", f"{found} removed from {changed} of {len(cleaned)} keys")
 
 
-def select_subtree(draft: Draft, select: str | None, keep: Iterable[str], *, strip: bool) -> None:
+def _select_subtree(draft: Draft, select: str | None, keep: Iterable[str], *, strip: bool) -> None:
     """Keep the keys below a path, written as in the file or without the private segments.
 
     :raises PlanRefused: there are none.
@@ -169,7 +169,7 @@ def _locate(names: Names, path: str) -> str | None:
     return None
 
 
-def strip_prefix(draft: Draft, prefix: str, keep: Iterable[str]) -> None:
+def _strip_prefix(draft: Draft, prefix: str, keep: Iterable[str]) -> None:
     """Take off a prefix that every key must have, and private segments with it.
 
     :raises PlanRefused: some keys do not have it.
@@ -177,20 +177,20 @@ def strip_prefix(draft: Draft, prefix: str, keep: Iterable[str]) -> None:
     path = prefix.rstrip(".")
     front = path
     if draft.outside(path):
-        remove_private_segments(draft, keep)
+        _remove_private_segments(draft, keep)
         take_side_keys(draft, keep)
-        refuse_partial_prefix(draft, path)
+        _refuse_partial_prefix(draft, path)
         draft.strip(path)
     else:  # as written, private segments included
         draft.strip(path)
-        remove_private_segments(draft, keep)
+        _remove_private_segments(draft, keep)
         front = without(f"{path}.*", removable_segments(keep)).removesuffix("*").rstrip(".")
     draft.certainty = "explicit"
     draft.found("prefix", path, len(draft.names), "explicit")
     draft.rule = replace(draft.rule, leading=tuple(front.split(".")) if front else ())
 
 
-def refuse_partial_prefix(draft: Draft, path: str) -> None:
+def _refuse_partial_prefix(draft: Draft, path: str) -> None:
     """Refuse a prefix that only some keys have.
 
     :raises PlanRefused: a key does not have it.
@@ -204,7 +204,7 @@ def refuse_partial_prefix(draft: Draft, path: str) -> None:
         )
 
 
-def filter_names(draft: Draft, options: KeyOptions) -> None:
+def _filter_names(draft: Draft, options: KeyOptions) -> None:
     """Keep what ``--include`` asks for and drop what ``--exclude`` names, by clean name.
 
     :raises PlanRefused: nothing is included.
@@ -226,15 +226,15 @@ def _any_glob(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(translate(pattern) for pattern in patterns))
 
 
-def apply_explicit_names(draft: Draft, options: KeyOptions) -> None:
+def _apply_explicit_names(draft: Draft, options: KeyOptions) -> None:
     """Rename as the user says: substitutions, then the map (by source key or clean name), then a prefix.
 
     :raises PlanRefused: a substitution or the map cannot be carried out.
     """
     if options.rename:
-        draft.names = rename_all(draft, options.rename)
+        draft.names = _rename_all(draft, options.rename)
     if options.mapping:
-        refuse_unknown_names(draft, list(options.mapping))
+        _refuse_unknown_names(draft, list(options.mapping))
         targets = {key: options.mapping.get(key, options.mapping.get(name, name)) for key, name in draft.names.items()}
         draft.drop([key for key, target in targets.items() if target is None], "--map says so")
         draft.names = {key: target for key, target in targets.items() if target is not None}
@@ -243,10 +243,10 @@ def apply_explicit_names(draft: Draft, options: KeyOptions) -> None:
         draft.names = {key: added + name for key, name in draft.names.items()}
     draft.rule = replace(draft.rule, rename=options.rename, mapping=options.mapping or {}, added=added)
     if options.rename or options.mapping or added:
-        refuse_bad_targets(draft)
+        _refuse_bad_targets(draft)
 
 
-def rename_all(draft: Draft, rename: tuple[tuple[str, str], ...]) -> dict[str, str]:
+def _rename_all(draft: Draft, rename: tuple[tuple[str, str], ...]) -> dict[str, str]:
     """Apply the substitutions to all names.
 
     :raises PlanRefused: a pattern or replacement is no regular expression.
@@ -258,7 +258,7 @@ def rename_all(draft: Draft, rename: tuple[tuple[str, str], ...]) -> dict[str, s
         raise PlanRefused("bad-map", f"--rename {written} is no regular expression ({error}): correct it") from error
 
 
-def refuse_unknown_names(draft: Draft, names: list[str]) -> None:
+def _refuse_unknown_names(draft: Draft, names: list[str]) -> None:
     """Refuse a map that names keys which are not there.
 
     :raises PlanRefused: there is one.
@@ -269,7 +269,7 @@ def refuse_unknown_names(draft: Draft, names: list[str]) -> None:
         raise PlanRefused("bad-map", f"--map names {quoted(unknown)}, which the state dict does not hold: correct it")
 
 
-def refuse_bad_targets(draft: Draft) -> None:
+def _refuse_bad_targets(draft: Draft) -> None:
     """Refuse explicit names that are empty or have an empty segment.
 
     :raises PlanRefused: there is one.
@@ -279,7 +279,7 @@ def refuse_bad_targets(draft: Draft) -> None:
         raise PlanRefused("bad-map", f"{quoted(bad)}: the name would have an empty segment; correct --rename or --map")
 
 
-def refuse_collisions(draft: Draft) -> None:
+def _refuse_collisions(draft: Draft) -> None:
     """Refuse where two keys would get one name.
 
     :raises PlanRefused: there are such keys.

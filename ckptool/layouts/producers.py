@@ -128,7 +128,7 @@ def identify(checkpoint: Checkpoint) -> Producer:
     layout = layout_of(root)
     if layout is not None:
         found = [path for path in (*layout.needs, *layout.any_of) if has(root, path)]
-        return Producer(layout.name, version_text(root, layout.version), f"keys {', '.join(found)}", layout.container)
+        return Producer(layout.name, _version_text(root, layout.version), f"keys {', '.join(found)}", layout.container)
     if is_module(root):
         return Producer("torch.save of a whole module", evidence=f"a pickled {root.ref.full_name}")
     if isinstance(root, Stub):
@@ -170,7 +170,7 @@ def has(root: Any, path: str) -> bool:
     return isinstance(node, DictNode) and last in node
 
 
-def version_text(root: Any, path: str) -> str | None:
+def _version_text(root: Any, path: str) -> str | None:
     """Give the version that stands at a path, as text."""
     value = lookup(root, path) if path else None
     return str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None

@@ -50,15 +50,15 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
 
     :raises PlanRefused: two rules do equally well, or none reaches every name.
     """
-    best = best_trial(draft, reference, "", frozenset(keep))
-    front = shared_front(reference)
+    best = _best_trial(draft, reference, "", frozenset(keep))
+    front = _shared_front(reference)
     if front and len(best.targets) < len(reference):
-        best = max(best, best_trial(draft, reference, front, frozenset(keep)), key=lambda trial: trial.score)
+        best = max(best, _best_trial(draft, reference, front, frozenset(keep)), key=lambda trial: trial.score)
     if len(best.targets) < len(reference):
         raise PlanRefused("ref-missing", _missing_message(best, reference))
     extras = [source for source in draft.names if source not in best.targets]
     draft.drop(extras, LEFT_OVER)
-    record_wrappers(draft, best.rule)
+    _record_wrappers(draft, best.rule)
     draft.names = {source: best.targets[source] for source in draft.names}
     draft.rule, draft.certainty = best.rule, "reference"
     if best.rule.removed or not Names(draft.names).private_segments():
@@ -66,7 +66,7 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
     draft.note("by-reference", f"{describe(best.rule)} matches all {len(reference)} names of the reference")
 
 
-def record_wrappers(draft: Draft, rule: KeyRule) -> None:
+def _record_wrappers(draft: Draft, rule: KeyRule) -> None:
     """Name the wrappers that the rule takes off."""
     for segment in (*rule.removed, *rule.inner):
         count = sum(f".{segment}." in f".{name}" for name in draft.names.values())
@@ -76,7 +76,7 @@ def record_wrappers(draft: Draft, rule: KeyRule) -> None:
         draft.found("prefix", segment, len(draft.names), "reference")
 
 
-def best_trial(draft: Draft, reference: Reference, prepended: str, keep: frozenset[str]) -> Trial:
+def _best_trial(draft: Draft, reference: Reference, prepended: str, keep: frozenset[str]) -> Trial:
     """Find the rule that does best, among those that put this text before every name.
 
     :raises PlanRefused: two rules with different outcomes do equally well.
@@ -87,7 +87,7 @@ def best_trial(draft: Draft, reference: Reference, prepended: str, keep: frozens
     for rule, votes in rules(list(draft.names), reference, prepended, keep):
         if votes < len(best.targets):
             break  # a rule reaches at most as many names as voted for it
-        trial = try_rule(rule, shapes, reference)
+        trial = _try_rule(rule, shapes, reference)
         if len(set(trial.targets.values())) < len(trial.targets) or trial.score < best.score:
             continue
         equals = [*equals, trial] if trial.score == best.score else [trial]
@@ -123,7 +123,7 @@ def _has_inner(keys: list[str], segment: str, keep: frozenset[str]) -> bool:
     return segment not in keep and any(f".{segment}." in key for key in keys)
 
 
-def shared_front(reference: Reference) -> str:
+def _shared_front(reference: Reference) -> str:
     """Give the path that all reference names lie below, at most ``DEEPEST_PREFIX`` deep, with its dot."""
     names, front = Names(reference), ""
     for _ in range(DEEPEST_PREFIX):
@@ -153,7 +153,7 @@ def _rules_by_prefix(rule: KeyRule, keys: list[str], reference: Reference) -> li
     ]
 
 
-def try_rule(rule: KeyRule, shapes: Mapping[str, Shape], reference: Reference) -> Trial:
+def _try_rule(rule: KeyRule, shapes: Mapping[str, Shape], reference: Reference) -> Trial:
     """Apply one rule to every key and count what it reaches."""
     targets: dict[str, str] = {}
     for source, shape in shapes.items():

@@ -15,7 +15,7 @@ def rename_key(plan: KeyPlan, key: str) -> str:
     A name that the plan does not reach (relative to an inner module, or of a module that goes) only loses the
     private segments.
     """
-    target = apply_rule(plan.rule, key)
+    target = _apply_rule(plan.rule, key)
     return without(key, plan.rule.removed) if target is None else target
 
 
@@ -25,11 +25,11 @@ def rename_module_path(plan: KeyPlan, path: str) -> str | None:
     A wrapper and the module inside it may become one path: the later entry is the inner one, and counts.
     """
     # A path is treated as a key whose last segment is still to come.
-    target = apply_rule(plan.rule, f"{path}.*" if path else "*", mapped=False)
+    target = _apply_rule(plan.rule, f"{path}.*" if path else "*", mapped=False)
     return None if target is None else target.removesuffix("*").removesuffix(".")
 
 
-def apply_rule(rule: KeyRule, key: str, *, mapped: bool = True) -> str | None:
+def _apply_rule(rule: KeyRule, key: str, *, mapped: bool = True) -> str | None:
     """Give the target of a key, or None where the rule does not reach it or drops it."""
     if mapped and key in rule.mapping:
         return _added(rule, rule.mapping[key])

@@ -72,16 +72,16 @@ def strip_roots(draft: Draft, keep: Iterable[str]) -> None:
     """
     kept = frozenset(keep)
     side = take_side_keys(draft, kept)
-    drop_underscored_twins(draft)
-    drop_online_copy(draft, side)
-    refuse_peers(draft)
-    strip_ema_root(draft, side, kept)
-    strip_module(draft, side, kept)
-    strip_container_model(draft, kept)
-    note_what_is_left(draft, kept)
+    _drop_underscored_twins(draft)
+    _drop_online_copy(draft, side)
+    _refuse_peers(draft)
+    _strip_ema_root(draft, side, kept)
+    _strip_module(draft, side, kept)
+    _strip_container_model(draft, kept)
+    _note_what_is_left(draft, kept)
 
 
-def refuse_peers(draft: Draft) -> None:
+def _refuse_peers(draft: Draft) -> None:
     """Refuse where networks lie side by side as equals."""
     for peers in PEER_ROOTS:
         if peers.issubset(draft.roots):
@@ -95,7 +95,7 @@ def _choose_message(draft: Draft, roots: Iterable[str]) -> str:
     return f"{quoted(groups, 8)} lie side by side in one state dict: choose with {choices}, or --keep-prefixes"
 
 
-def drop_online_copy(draft: Draft, side: frozenset[str]) -> None:
+def _drop_online_copy(draft: Draft, side: frozenset[str]) -> None:
     """Drop the raw weights beside an average that was asked for as one.
 
     Source: ema_pytorch.py, ``EMA(include_online_model=True)`` registers both.
@@ -104,7 +104,7 @@ def drop_online_copy(draft: Draft, side: frozenset[str]) -> None:
         draft.drop(list(draft.below("online_model")), "the raw copy beside the average: --select online_model")
 
 
-def drop_underscored_twins(draft: Draft) -> None:
+def _drop_underscored_twins(draft: Draft) -> None:
     """Drop the ``ema_a_b_weight`` buffers of mmcv 1.x, each of which is a copy of an ``a.b.weight`` that stays."""
     twins = underscored_twins(draft.listing)
     if twins:
@@ -115,7 +115,7 @@ def drop_underscored_twins(draft: Draft) -> None:
             draft.note("ema-twins", f"{len(sources)} keys ema_* are raw weights, the other keys are EMA: --weights raw")
 
 
-def strip_ema_root(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
+def _strip_ema_root(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
     """Strip the root of an EMA copy where its counters, or its role in the file, bear witness to it."""
     root = draft.shared_root
     if root not in EMA_ROOTS or root in kept:
@@ -138,7 +138,7 @@ def _strip_root(draft: Draft, root: str, name: str, *, certain: bool = False) ->
         draft.certainty = "assumed"
 
 
-def strip_module(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
+def _strip_module(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
     """Strip ``module`` where every key lies below it: once, and once more where an average was wrapped as well."""
     if "module" in kept:
         return
@@ -146,7 +146,7 @@ def strip_module(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> No
     if "n_averaged" in side:
         _label_ema(draft, 'the counter "n_averaged" says that these weights are an average (AveragedModel)')
         _strip_assumed_module(draft, "DataParallel/DDP")
-    refuse_peers(draft)
+    _refuse_peers(draft)
 
 
 def _strip_assumed_module(draft: Draft, name: str) -> None:
@@ -155,7 +155,7 @@ def _strip_assumed_module(draft: Draft, name: str) -> None:
         _strip_root(draft, "module", name)
 
 
-def strip_container_model(draft: Draft, kept: frozenset[str]) -> None:
+def _strip_container_model(draft: Draft, kept: frozenset[str]) -> None:
     """Strip ``model`` in the file of a trainer that puts the network there, with losses, metrics and EMA copies.
 
     :raises PlanRefused: another network lies beside it.
@@ -170,18 +170,18 @@ def strip_container_model(draft: Draft, kept: frozenset[str]) -> None:
         what = f'"model." on every key is taken for the attribute of a {owner}: --keep model keeps it'
         draft.note("model-by-container", what)
     else:
-        drop_training_roots(draft)
+        _drop_training_roots(draft)
     _strip_root(draft, "model", owner)
-    refuse_peers(draft)
+    _refuse_peers(draft)
 
 
-def drop_training_roots(draft: Draft) -> None:
+def _drop_training_roots(draft: Draft) -> None:
     """Drop the losses, metrics and EMA copies beside ``model``.
 
     :raises PlanRefused: another network lies beside it.
     """
     roots = draft.roots
-    reasons = {root: root_reason(draft, root) for root in roots if root != "model"}
+    reasons = {root: _root_reason(draft, root) for root in roots if root != "model"}
     if not all(reasons.values()):
         raise PlanRefused("choose", _choose_message(draft, [root for root in roots if not reasons.get(root)]))
     for root, reason in reasons.items():
@@ -191,24 +191,24 @@ def drop_training_roots(draft: Draft) -> None:
     draft.note(f"mixed-roots:{groups}", f'"model." is the network; dropped beside it: {quoted(list(reasons), 8)}')
 
 
-def root_reason(draft: Draft, root: str) -> str:
+def _root_reason(draft: Draft, root: str) -> str:
     """Say why the keys below a root are no part of the network; empty where they may be one."""
     if root in EMA_ROOTS:
         return f"an EMA copy of the weights: --select {root}"
     if root in LOSS_ROOTS or root.endswith(LOSS_ENDINGS):
         return "a loss or metric of the training, not of the model"
-    if is_metric_state(draft.below(root)):
+    if _is_metric_state(draft.below(root)):
         return "the state of a metric (torchmetrics), not of the model"
     return ""
 
 
-def is_metric_state(keys: Iterable[str]) -> bool:
+def _is_metric_state(keys: Iterable[str]) -> bool:
     """Tell whether all keys end in state names of torchmetrics, at least one in a name used nowhere else."""
     leaves = {key.rpartition(".")[2] for key in keys}
     return bool(leaves & METRIC_STATES) and leaves <= METRIC_COMPANIONS
 
 
-def note_what_is_left(draft: Draft, kept: frozenset[str]) -> None:
+def _note_what_is_left(draft: Draft, kept: frozenset[str]) -> None:
     """Say which first segments look like a wrapper but had to stay."""
     root = draft.shared_root
     if root == "module" and root not in kept:
@@ -219,12 +219,12 @@ def note_what_is_left(draft: Draft, kept: frozenset[str]) -> None:
         text = f'"module." is on {below} of {len(draft.names)} keys and stays: --like FILE would settle it'
         draft.note("module-on-some-left", text)
     elif draft.container and not draft.rule.leading:
-        note_single_network(draft, kept)
+        _note_single_network(draft, kept)
 
 
-def note_single_network(draft: Draft, kept: frozenset[str]) -> None:
+def _note_single_network(draft: Draft, kept: frozenset[str]) -> None:
     """Point at the one root that is no loss, metric or EMA copy: most likely the network's attribute in its trainer."""
-    networks = [root for root in draft.roots if not root_reason(draft, root)]
+    networks = [root for root in draft.roots if not _root_reason(draft, root)]
     if len(networks) != 1 or not draft.is_group(networks[0]) or networks[0] in kept:
         return
     root = networks[0]

@@ -29,11 +29,11 @@ def number(value: Any) -> int | float | None:
     if type(value) in (int, float):
         return value  # type: ignore[no-any-return]
     if isinstance(value, TensorSpec) and math.prod(value.shape) == 1:
-        return read_scalar(value)
+        return _read_scalar(value)
     return None
 
 
-def read_scalar(spec: TensorSpec) -> int | float | None:
+def _read_scalar(spec: TensorSpec) -> int | float | None:
     """Read the one element of a tensor; None where its type is no number or its bytes are damaged."""
     size = spec.dtype.itemsize
     try:

@@ -25,10 +25,10 @@ def foreign_code(what: str, remedy: str) -> Iterator[None]:
     except CkptoolError:
         raise
     except (Exception, SystemExit) as error:  # a model's code may raise whatever it likes
-        raise CkptoolError(f"{what}: {in_one_line(error)}; {remedy}") from error
+        raise CkptoolError(f"{what}: {_in_one_line(error)}; {remedy}") from error
 
 
-def in_one_line(error: BaseException) -> str:
+def _in_one_line(error: BaseException) -> str:
     """Give the kind and the words of an error without line breaks; a ``RuntimeError`` is told by its words alone."""
     words = " ".join(str(error).split()).rstrip(".")
     kind = type(error).__name__

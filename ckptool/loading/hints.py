@@ -20,7 +20,7 @@ def input_hint(model: nn.Module) -> InputHint:
     """Look at the first layer that has weights, at a transformers configuration, and at what ``forward`` asks for."""
     configuration = getattr(model, "config", None)
     main = getattr(model, "main_input_name", None) if configuration is not None else None
-    names = required_inputs(model)
+    names = _required_inputs(model)
     kind, facts = _by_first_layer(model)
     kind = _MAIN_INPUTS.get(main or "", kind) if isinstance(main, str) else kind
     size = _pair(getattr(configuration, "image_size", None))
@@ -38,7 +38,7 @@ def input_hint(model: nn.Module) -> InputHint:
     )
 
 
-def required_inputs(model: nn.Module) -> tuple[str, ...]:
+def _required_inputs(model: nn.Module) -> tuple[str, ...]:
     """Name the inputs that ``forward`` cannot do without; empty where it does not tell."""
     schema = getattr(model.forward, "schema", None)
     if schema is not None:  # of TorchScript, which begins with the module itself

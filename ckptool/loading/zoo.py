@@ -207,7 +207,7 @@ def _transformers(text: str, name: str, trust_code: bool) -> Factory:
         text,
         call,
         None,
-        preprocessing=lambda _model: hub_preprocessing(folder),
+        preprocessing=lambda _model: _hub_preprocessing(folder),
         own_sizes=lambda model: (Size("num_labels", 0, getattr(model, "config", configuration).num_labels),),
     )
 
@@ -231,7 +231,7 @@ def _transformers_class(text: str, library: ModuleType, configuration: Any, fold
     return getattr(library, name)
 
 
-def hub_preprocessing(folder: Path) -> Preprocessing | None:
+def _hub_preprocessing(folder: Path) -> Preprocessing | None:
     """Read a ``preprocessor_config.json``; None where there is none, or none for images."""
     try:
         facts = json.loads((folder / "preprocessor_config.json").read_bytes())

@@ -133,8 +133,8 @@ def check_tensors(
 
     :raises CkptoolError: one of the files cannot be read, or which weights are meant is open.
     """
-    agreement = compare_tensors(*by_common_names(opened, other), progress or NoProgress())
-    return judge_agreement(agreement, other.checkpoint.path, options), agreement
+    agreement = _compare_tensors(*by_common_names(opened, other), progress or NoProgress())
+    return _judge_agreement(agreement, other.checkpoint.path, options), agreement
 
 
 def digest_of(opened: OpenedCheckpoint) -> str | None:
@@ -157,7 +157,7 @@ def check_digest(found: str | None, recorded: str | None, golden: Path) -> Check
     return Check(CHECK, "skip", message, evidence)
 
 
-def compare_tensors(ours: Tensors, theirs: Tensors, progress: Progress) -> TensorAgreement:
+def _compare_tensors(ours: Tensors, theirs: Tensors, progress: Progress) -> TensorAgreement:
     """Compare tensors by name; each pair is read at most twice.
 
     :raises UnsupportedTensor: a tensor expands far beyond its storage.
@@ -271,7 +271,7 @@ def _rounded(data: NDArray[Any], source: DType, target: DType) -> NDArray[Any]:
     return widen(cast_bytes(data, source, target).view(np.uint8), target)
 
 
-def judge_agreement(agreement: TensorAgreement, other: Path, options: VerifyOptions) -> Check:
+def _judge_agreement(agreement: TensorAgreement, other: Path, options: VerifyOptions) -> Check:
     """Turn a comparison into a check: one difference that is neither a rounding nor allowed fails it."""
     missing = _not_allowed(agreement.only_theirs, options.allow_missing)
     unexpected = _not_allowed(agreement.only_ours, options.allow_unexpected)

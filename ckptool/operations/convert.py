@@ -47,7 +47,7 @@ def kind_of_target(target: Path, *, may_be_folder: bool = False) -> OutputKind:
     return kind
 
 
-def kind_of_source(checkpoint: Checkpoint) -> OutputKind:
+def _kind_of_source(checkpoint: Checkpoint) -> OutputKind:
     """Give the container kind that keeps a checkpoint what it is (a stream of before torch 1.6 becomes a zip)."""
     return "safetensors" if checkpoint.is_safetensors else "torch"
 
@@ -84,7 +84,7 @@ def _convert(
     progress: Progress,
 ) -> Conversion:
     opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
-    kind = kind or kind_of_source(checkpoint)
+    kind = kind or _kind_of_source(checkpoint)
     if options.in_place:
         _refuse_replacement(checkpoint)
     target = checkpoint.path if options.in_place else target

@@ -34,7 +34,7 @@ def compare_metadata(a: OpenedCheckpoint, b: OpenedCheckpoint, progress: Progres
     ours, theirs = read_training(a.checkpoint, a.selection), read_training(b.checkpoint, b.selection)
     settings = ours.hyper_parameters, theirs.hyper_parameters
     return (
-        *compare_values("hyper_parameters", "", settings, progress),
+        *_compare_values("hyper_parameters", "", settings, progress),
         *_plain_changes("training", "", facts_said(ours), facts_said(theirs)),
         *_plain_changes("metadata", "", _text(a.checkpoint, a.selection), _text(b.checkpoint, b.selection)),
         *_config_changes(folder_of(a.checkpoint), folder_of(b.checkpoint)),
@@ -70,11 +70,11 @@ def compare_entries(a: OpenedCheckpoint, b: OpenedCheckpoint, progress: Progress
     return tuple(
         change
         for name in dict.fromkeys((*ours, *theirs))
-        for change in compare_values("entry", name, (ours.get(name, _ABSENT), theirs.get(name, _ABSENT)), progress)
+        for change in _compare_values("entry", name, (ours.get(name, _ABSENT), theirs.get(name, _ABSENT)), progress)
     )
 
 
-def compare_values(group: Group, path: str, values: tuple[Any, Any], progress: Progress) -> Iterator[FactChange]:
+def _compare_values(group: Group, path: str, values: tuple[Any, Any], progress: Progress) -> Iterator[FactChange]:
     """Yield the places at which two value trees differ, tensors inside them included.
 
     :raises CkptoolError: a tensor cannot be read.

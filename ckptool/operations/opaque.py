@@ -50,8 +50,8 @@ class OpaquePolicy:
         if self._becomes_dense(tensor):
             return ""
         what = f"{tensor.kind} ({tensor.detail})"
-        if tensor.kind not in _WRITTEN or is_jagged(tensor):
-            reason = _REASONS.get("jagged" if is_jagged(tensor) else tensor.kind)
+        if tensor.kind not in _WRITTEN or _is_jagged(tensor):
+            reason = _REASONS.get("jagged" if _is_jagged(tensor) else tensor.kind)
             return reason or f"{what}, which ckptool does not write{_advice(tensor.detail)}"
         if self.kind == "torch":
             return ""
@@ -96,7 +96,7 @@ def _advice(name: str) -> str:
     return next((f"; {text}" for library, text in _ADVICE.items() if name.startswith(library)), "")
 
 
-def is_jagged(tensor: OpaqueTensor) -> bool:
+def _is_jagged(tensor: OpaqueTensor) -> bool:
     """Tell a nested tensor of one ragged dimension from the older kind of four parts."""
     return tensor.kind == "nested" and tensor.detail == "jagged"
 

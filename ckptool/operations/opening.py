@@ -66,7 +66,7 @@ class OpenedCheckpoint:
 
         :raises PlanRefused: there is none, or several are equal.
         """
-        return chosen_state_dict(self.checkpoint, self.selection)
+        return _chosen_state_dict(self.checkpoint, self.selection)
 
     @cached_property
     def plan(self) -> KeyPlan:
@@ -110,7 +110,7 @@ def open_path(path: str | os.PathLike[str]) -> OpenedCheckpoint:
     return OpenedCheckpoint(open_checkpoint(Path(path)))
 
 
-def chosen_state_dict(checkpoint: Checkpoint, selection: Selection) -> StateDict:
+def _chosen_state_dict(checkpoint: Checkpoint, selection: Selection) -> StateDict:
     """Give the state dict that is meant.
 
     :raises PlanRefused: there is none, or several are equal.

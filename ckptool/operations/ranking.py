@@ -104,7 +104,7 @@ def _direction(able: Sequence[FileRow], metric: str, asked: Mode | None) -> Fact
 
 def _ranked(rows: Sequence[FileRow], able: Sequence[FileRow], metric: Fact, mode: Fact) -> Ranking:
     sign = 1 if mode.value == "min" else -1
-    scored = [(score, row) for row in able if (score := score_of(row, metric.value)) is not None]
+    scored = [(score, row) for row in able if (score := _score_of(row, metric.value)) is not None]
     scored.sort(key=lambda pair: (sign * pair[0], *_age(pair[1])))
     first = [row for _, row in scored]
     if not first:
@@ -115,7 +115,7 @@ def _ranked(rows: Sequence[FileRow], able: Sequence[FileRow], metric: Fact, mode
     return Ranking((*first, *rest), len(first), metric, mode, first[0], _why(scored[0][0], scored, metric, mode))
 
 
-def score_of(row: FileRow, metric: str) -> float | None:
+def _score_of(row: FileRow, metric: str) -> float | None:
     """Give the finite value of a metric, or None."""
     fact = row.metrics.get(metric)
     if fact is None or type(fact.value) not in (int, float):

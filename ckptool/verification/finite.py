@@ -32,7 +32,7 @@ def check_finite(model: nn.Module, inputs: Inputs, outputs: Outputs, device: tor
         return Check(
             _ID, "inconclusive", message, {"bad_inputs": counts, "given": int(given.sum())}, "give inputs without"
         )
-    culprit = first_culprit(model, _batch_with(inputs, bad, outputs.batch_size), device)
+    culprit = _first_culprit(model, _batch_with(inputs, bad, outputs.batch_size), device)
     seen = "; ".join(
         f"{count} of {inputs.count} inputs give NaN or infinity in {name}" for name, count in counts.items()
     )
@@ -69,7 +69,7 @@ def _batch_with(inputs: Inputs, bad: Tensor, size: int) -> Batch:
     raise ValueError("the inputs are not those that the answers are to")
 
 
-def first_culprit(model: nn.Module, batch: Batch, device: torch.device) -> str | None:
+def _first_culprit(model: nn.Module, batch: Batch, device: torch.device) -> str | None:
     """Name the first module, in the order of the run, that makes NaN or infinity out of finite values."""
     found: list[str] = []
 

@@ -24,7 +24,7 @@ _PICTURE_CHANNELS = (1, 3, 4)
 Size = tuple[int, int]
 
 
-def image_forms(feeding: Feeding, native: Size | None = None) -> Iterator[ImageForm]:
+def _image_forms(feeding: Feeding, native: Size | None = None) -> Iterator[ImageForm]:
     """Give the forms to try, the likeliest first; ``native`` is the size that all of the user's pictures have."""
     channels, certain = _channels(feeding)
     seen: set[ImageForm] = set()
@@ -50,7 +50,7 @@ def image_form(feeding: Feeding, size: Size, channels: int) -> ImageForm:
     :raises CkptoolError: ``--mean`` or ``--std`` is for another number of channels.
     """
     stated = feeding.built.preprocessing
-    mean, std = (stated.mean, stated.std) if stated is not None else usual_scale(channels)
+    mean, std = (stated.mean, stated.std) if stated is not None else _usual_scale(channels)
     crop = stated.crop if stated is not None else _CROP if min(size) >= _CROPPED_SIDE else 1.0
     return ImageForm(
         size=size,
@@ -61,7 +61,7 @@ def image_form(feeding: Feeding, size: Size, channels: int) -> ImageForm:
     )
 
 
-def usual_scale(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _usual_scale(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Give the mean and deviation to take where nothing tells: ImageNet's for colours, none for a single channel."""
     if channels == 1:
         return (0.0,), (1.0,)
@@ -108,7 +108,7 @@ def settle_images(
     forms: dict[tuple[int, ...], ImageForm] = {}
 
     def variants() -> Iterator[Rows]:
-        for form in image_forms(feeding, native):
+        for form in _image_forms(feeding, native):
             forms.setdefault((form.channels, *form.size), form)
             yield Stacked(torch.rand(2, form.channels, *form.size, generator=Generator().manual_seed(0)))
 

@@ -66,7 +66,7 @@ def _check_state(state: Any) -> str:
     return order
 
 
-def raw_bytes(value: Any, nbytes: int) -> bytes | None:
+def _raw_bytes(value: Any, nbytes: int) -> bytes | None:
     """Give the bytes of an array or scalar, which Python 2 wrote as its only string type."""
     if type(value) is str:
         value = value.encode("utf-8", "surrogatepass")
@@ -79,7 +79,7 @@ def _make_scalar(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any
     if element is None:
         return reading.misfit(ref, args) if len(args) != 2 else Stub(ref, args)
     dtype, big_endian = element
-    data = raw_bytes(args[1], dtype.itemsize)
+    data = _raw_bytes(args[1], dtype.itemsize)
     if data is None:
         raise Malformed("holds a NumPy number of another size than its type")
     numbers = struct.unpack((">" if big_endian else "<") + _SCALARS[(dtype.numpy or "")[1:]], data)
@@ -117,7 +117,7 @@ def _array(reading: Reading, ref: GlobalRef, parts: tuple[Any, ...]) -> Any:
         or not all(type(size) is int and 0 <= size <= limits.EXTENT for size in shape)
     ):
         raise Malformed("holds a NumPy array with an impossible shape")
-    raw = raw_bytes(data, math.prod(shape) * element[0].itemsize)
+    raw = _raw_bytes(data, math.prod(shape) * element[0].itemsize)
     if raw is None:
         raise Malformed("holds a NumPy array whose bytes do not fill its shape")
     return _describe(reading, shape, element, is_fortran, raw)

@@ -40,10 +40,10 @@ def read_long(line: bytes) -> Any:
 def _decimal(line: bytes) -> Any:
     if not _INTEGER.match(line):
         raise Malformed("holds an integer that is not written as one")
-    return int(line) if len(line) <= limits.DIGITS else big_integer(len(line) * 10 // 24)
+    return int(line) if len(line) <= limits.DIGITS else _big_integer(len(line) * 10 // 24)
 
 
-def big_integer(nbytes: int) -> Stub:
+def _big_integer(nbytes: int) -> Stub:
     """Stand in for an integer of more than 64 bytes, whose mere printing would take minutes."""
     return Stub(_BIG, (f"<integer of {nbytes} bytes>",))
 
@@ -51,7 +51,7 @@ def big_integer(nbytes: int) -> Stub:
 def read_bytes_integer(data: bytes) -> Any:
     """Read the operand of LONG1 and LONG4: two's complement, least byte first."""
     if len(data) > limits.INTEGER_BYTES:
-        return big_integer(len(data))
+        return _big_integer(len(data))
     return int.from_bytes(data, "little", signed=True)
 
 
