@@ -66,7 +66,7 @@ def _run_and_flush(argv: list[str] | None) -> int:
 def _run(argv: list[str] | None) -> int:
     from ckptool.cli.app import app
 
-    _import_commands(set(sys.argv[1:] if argv is None else argv))
+    import_commands(set(sys.argv[1:] if argv is None else argv))
     try:
         app(args=argv, prog_name="ckptool")
     except SystemExit as exit_request:
@@ -76,7 +76,7 @@ def _run(argv: list[str] | None) -> int:
     return Status.DONE
 
 
-def _import_commands(words: set[str]) -> None:
+def import_commands(words: set[str]) -> None:
     """Import what registers the commands that are named, or all of them where none is (help, a misspelling)."""
     writing = {"strip-prefixes", "convert"}
     everything = not words & {"inspect", "diff", "verify", *writing}

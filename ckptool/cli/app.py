@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
@@ -31,11 +31,32 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _print_completion(shell: str | None) -> None:
+    if shell is None:
+        return
+    from ckptool.cli.completion import SHELLS, write_completion
+
+    if shell not in SHELLS:
+        raise typer.BadParameter(f"choose one of {', '.join(SHELLS)}")
+    typer.echo(write_completion(shell), nl=False)
+    raise typer.Exit
+
+
 @app.callback()
 def describe_program(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
     ] = False,
+    show_completion: Annotated[
+        Optional[str],  # noqa: UP045 - Typer evaluates it on Python 3.10, too
+        typer.Option(
+            "--show-completion",
+            help="Print the completion script for bash, zsh or fish.",
+            metavar="SHELL",
+            callback=_print_completion,
+            is_eager=True,
+        ),
+    ] = None,
 ) -> None:
     """Inspect, diff, clean, convert and verify PyTorch checkpoints, without running what they contain.
 

@@ -52,8 +52,8 @@ def report_targets(texts: Sequence[str], paths: Sequence[Path], *, json: bool) -
 
 def _target(text: str) -> ReportTarget:
     name, _, place = text.partition("=")
-    if name not in _FORMATS:
-        raise CkptoolError(f"--output {text}: write it as FORMAT=FILE; the formats are {', '.join(_FORMATS)}")
+    if name not in FORMATS:
+        raise CkptoolError(f"--output {text}: write it as FORMAT=FILE; the formats are {', '.join(FORMATS)}")
     return ReportTarget(name, None if place in ("", _STDOUT) else Path(place))
 
 
@@ -82,10 +82,10 @@ def write_reports(targets: Sequence[ReportTarget], answer: Answer, terminal: Ter
     """
     for target in targets:
         if target.path is not None:
-            _publish(target.path, _FORMATS[target.format](answer))
+            _publish(target.path, FORMATS[target.format](answer))
     for target in targets:
         if target.path is None and (target.format != "text" or not terminal.quiet):
-            show(_view(answer, terminal) if target.format == "text" else _FORMATS[target.format](answer))
+            show(_view(answer, terminal) if target.format == "text" else FORMATS[target.format](answer))
 
 
 def _publish(path: Path, text: str) -> None:
@@ -140,7 +140,7 @@ def _markdown(answer: Answer) -> str:
     return write_markdown(answer.verifications)
 
 
-_FORMATS: Mapping[str, Callable[[Answer], str]] = {
+FORMATS: Mapping[str, Callable[[Answer], str]] = {
     "text": _text,
     "json": _json,
     "junit": _junit,
