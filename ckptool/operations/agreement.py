@@ -1,116 +1,27 @@
-"""Hold the tensors of two checkpoints of one model against each other, name by name, in flat memory."""
+"""Hold the tensors of two checkpoints of one model against each other: what they have in common is a check."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ckptool.layouts.segments import quoted
-from ckptool.model.comparison import ratio
-from ckptool.model.copies import Payload
-from ckptool.model.dtypes import BY_NAME, DType
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.model.verification import Check, VerifyOptions
-from ckptool.operations.cast_kernels import cast_bytes, widen
-from ckptool.operations.differences import RUN_ELEMENTS as TALLY_ELEMENTS
-from ckptool.operations.differences import DifferenceTally, equal_values
 from ckptool.operations.digest import digest
 from ckptool.operations.opening import OpenedCheckpoint
-from ckptool.operations.pairing import Tensor, Tensors, by_common_names, find_view, kind_text
-from ckptool.operations.runs import Run, paired_runs, same_bytes
-from ckptool.operations.transforms import payload_of
-from ckptool.operations.values import decode
+from ckptool.operations.pairing import by_common_names, find_view
+from ckptool.operations.rounding import coarsest
+from ckptool.operations.tensor_agreement import TensorAgreement, TensorDifference, compare_tensors
 
 CHECK = "agreement.tensors"
 GOLDEN_KEY = "ckptool.golden"  # metadata of a file of recorded answers
 _EXAMPLES = 10
-
-# What a conversion may have rounded to, the finest first, with the largest relative error of one rounding. A tensor
-# that was rounded in another way than torch's (cut off, rounded at random) may be off by twice that.
-_ROUNDING = {
-    "float64": 2.0**-53,
-    "float32": 2.0**-24,
-    "float16": 2.0**-11,
-    "bfloat16": 2.0**-8,
-    "float8_e4m3fn": 2.0**-4,
-    "float8_e4m3fnuz": 2.0**-4,
-    "float8_e5m2": 2.0**-3,
-    "float8_e5m2fnuz": 2.0**-3,
-}
-_ORDER = tuple(_ROUNDING)
-_LARGEST_LOSS = 0.1  # relative error: a tensor of tiny values is lost in a type that has no such small ones
-
-
-@dataclass(frozen=True, slots=True)
-class TensorDifference:
-    """Tell how the values of one tensor differ; ``ours`` and ``theirs`` are dtype names.
-
-    ``rounded`` names the dtype of which one rounding explains every difference (None: nothing does). ``changed`` and
-    ``broken`` count elements: unequal ones, and those that are finite in one file only. ``relative_error`` is
-    ``|ours - theirs| / |theirs|`` over all elements that are finite in both, ``largest`` the largest absolute
-    difference.
-    """
-
-    name: str
-    ours: str
-    theirs: str
-    elements: int
-    changed: int
-    broken: int
-    largest: float
-    relative_error: float
-    rounded: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorAgreement:
-    """Sort the tensors of two checkpoints by how they agree; all names are clean names.
-
-    ``identical`` are equal to the bit, ``different`` have other values, rounded ones among them. ``misfits`` have
-    another shape or kind, with both descriptions; ``uncompared`` are of types without numbers, and not equal.
-    """
-
-    identical: tuple[str, ...] = ()
-    different: tuple[TensorDifference, ...] = ()
-    only_ours: tuple[str, ...] = ()
-    only_theirs: tuple[str, ...] = ()
-    misfits: tuple[tuple[str, str, str], ...] = ()
-    uncompared: tuple[str, ...] = ()
-
-    @property
-    def rounded(self) -> tuple[TensorDifference, ...]:
-        """List the tensors whose differences one rounding explains."""
-        return tuple(each for each in self.different if each.rounded is not None)
-
-    @property
-    def changed(self) -> tuple[TensorDifference, ...]:
-        """List the tensors with values that no rounding explains, the most different first."""
-        found = [each for each in self.different if each.rounded is None]
-        return tuple(sorted(found, key=lambda each: (-each.broken, -each.relative_error)))
-
-    @property
-    def common(self) -> int:
-        """Count the names that both have."""
-        return len(self.identical) + len(self.different) + len(self.misfits) + len(self.uncompared)
-
-    @property
-    def precision(self) -> str:
-        """Name the coarsest dtype that one of the files was rounded to; ``float32`` where none was."""
-        return coarsest(each.rounded for each in self.rounded if each.rounded is not None and each.changed)
-
-
-def coarsest(dtypes: Iterable[str]) -> str:
-    """Give the coarsest of some floating types, float32 at the least; other names do not count."""
-    return max(("float32", *(name for name in dtypes if name in _ROUNDING)), key=_ORDER.index)
 
 
 def stored_precision(tensors: Iterable[TensorSpec | OpaqueTensor]) -> str:
@@ -133,7 +44,7 @@ def check_tensors(
 
     :raises CkptoolError: one of the files cannot be read, or which weights are meant is open.
     """
-    agreement = _compare_tensors(*by_common_names(opened, other), progress or NoProgress())
+    agreement = compare_tensors(*by_common_names(opened, other), progress or NoProgress())
     return _judge_agreement(agreement, other.checkpoint.path, options), agreement
 
 
@@ -155,120 +66,6 @@ def check_digest(found: str | None, recorded: str | None, golden: Path) -> Check
         return Check(CHECK, "pass", f"all tensors are those that {golden} was recorded with, bit for bit", evidence)
     message = f"the tensors are not, bit for bit, those that {golden} was recorded with; their answers decide"
     return Check(CHECK, "skip", message, evidence)
-
-
-def _compare_tensors(ours: Tensors, theirs: Tensors, progress: Progress) -> TensorAgreement:
-    """Compare tensors by name; each pair is read at most twice.
-
-    :raises UnsupportedTensor: a tensor expands far beyond its storage.
-    :raises UnreadableCheckpoint: bytes cannot be read, or do not match their checksum.
-    """
-    common = [name for name in ours if name in theirs]
-    sorted_out = _Sorted()
-    progress.start("comparing", sum(ours[name].nbytes for name in common))
-    for name in common:
-        sorted_out.add(name, ours[name], theirs[name], progress)
-    return TensorAgreement(
-        identical=tuple(sorted_out.identical),
-        different=tuple(sorted_out.different),
-        only_ours=tuple(name for name in ours if name not in theirs),
-        only_theirs=tuple(name for name in theirs if name not in ours),
-        misfits=tuple(sorted_out.misfits),
-        uncompared=tuple(sorted_out.uncompared),
-    )
-
-
-@dataclass(slots=True)
-class _Sorted:
-    identical: list[str] = field(default_factory=list)
-    different: list[TensorDifference] = field(default_factory=list)
-    misfits: list[tuple[str, str, str]] = field(default_factory=list)
-    uncompared: list[str] = field(default_factory=list)
-
-    def add(self, name: str, ours: Tensor, theirs: Tensor, progress: Progress) -> None:
-        if isinstance(ours, OpaqueTensor) and isinstance(theirs, OpaqueTensor):
-            self.uncompared.append(name)
-        elif isinstance(ours, OpaqueTensor) or isinstance(theirs, OpaqueTensor) or ours.shape != theirs.shape:
-            self.misfits.append((name, kind_text(ours), kind_text(theirs)))
-        else:
-            self._add_dense(name, ours, theirs, progress)
-
-    def _add_dense(self, name: str, ours: TensorSpec, theirs: TensorSpec, progress: Progress) -> None:
-        pair = payload_of(ours, key=name), payload_of(theirs, key=name)
-        if ours.dtype == theirs.dtype and same_bytes(*pair, progress):
-            self.identical.append(name)
-        elif ours.dtype.has_numbers and theirs.dtype.has_numbers:
-            self.different.append(_measure(name, *pair, progress))
-        else:
-            self.uncompared.append(name)
-
-
-def _measure(name: str, ours: Payload, theirs: Payload, progress: Progress) -> TensorDifference:
-    rounding = _Rounding(ours.dtype, theirs.dtype, _candidates(ours.dtype, theirs.dtype))
-    tally = DifferenceTally()
-    with np.errstate(all="ignore"):
-        for mine, yours in paired_runs(ours, theirs, TALLY_ELEMENTS):
-            rounding.narrow(mine, yours)
-            tally.add(decode(yours, theirs.dtype), decode(mine, ours.dtype))
-            progress.advance(len(mine))
-    error = ratio(tally.change_norm, tally.weight_norm)
-    return TensorDifference(
-        name=name,
-        ours=ours.dtype.name,
-        theirs=theirs.dtype.name,
-        elements=ours.numel,
-        changed=tally.changed,
-        broken=tally.broken,
-        largest=float(tally.largest),
-        relative_error=error,
-        rounded=rounding.conclude(changed=tally.changed, broken=tally.broken, relative_error=error),
-    )
-
-
-def _candidates(ours: DType, theirs: DType) -> list[DType]:
-    """List the types that one rounding may have gone through: the coarser of the two, or any that is coarser still."""
-    if not (ours.name in _ROUNDING and theirs.name in _ROUNDING):
-        return []
-    least = _ORDER.index(coarsest((ours.name, theirs.name))) if ours != theirs else _ORDER.index(ours.name) + 1
-    return [BY_NAME[name] for name in _ORDER[least:]]
-
-
-@dataclass(slots=True)
-class _Rounding:
-    """Look for the one rounding that explains a pair; of ``possible`` stay those that explain everything so far."""
-
-    ours: DType
-    theirs: DType
-    possible: list[DType]
-
-    def narrow(self, ours: Run, theirs: Run) -> None:
-        """Look at one run of both."""
-        if not self.possible:
-            return
-        a_bytes, b_bytes = np.frombuffer(ours, np.uint8), np.frombuffer(theirs, np.uint8)
-        a, b = decode(a_bytes, self.ours), decode(b_bytes, self.theirs)
-        self.possible = [
-            dtype
-            for dtype in self.possible
-            if equal_values(_rounded(a_bytes, self.ours, dtype), b).all()
-            or equal_values(_rounded(b_bytes, self.theirs, dtype), a).all()
-        ]
-
-    def conclude(self, *, changed: int, broken: int, relative_error: float) -> str | None:
-        """Name the finest rounding that explains all and leaves the values much as they were."""
-        coarser = coarsest((self.ours.name, self.theirs.name))
-        if not changed:
-            return coarser if self.ours.name in _ROUNDING else self.ours.name
-        if broken or relative_error > _LARGEST_LOSS:
-            return None
-        if self.possible:
-            return self.possible[0].name
-        is_cast = self.ours != self.theirs and self.ours.name in _ROUNDING and self.theirs.name in _ROUNDING
-        return coarser if is_cast and relative_error <= 2 * _ROUNDING[coarser] else None
-
-
-def _rounded(data: NDArray[Any], source: DType, target: DType) -> NDArray[Any]:
-    return widen(cast_bytes(data, source, target).view(np.uint8), target)
 
 
 def _judge_agreement(agreement: TensorAgreement, other: Path, options: VerifyOptions) -> Check:

@@ -23,8 +23,9 @@ from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.copies import CopyPlan, Extent, Payload, PlannedTensor
 from ckptool.model.sources import CHUNK_BYTES, NoProgress
 from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
-from ckptool.operations.agreement import GOLDEN_KEY, coarsest
+from ckptool.operations.agreement import GOLDEN_KEY
 from ckptool.operations.readback import check_staged
+from ckptool.operations.rounding import coarsest
 from ckptool.verification.compare import ELSEWHERE
 from ckptool.verification.device import Batch, move, take_inputs
 from ckptool.verification.outputs import Inputs

@@ -13,7 +13,8 @@ from ckptool.errors import CkptoolError
 from ckptool.loading.built import BuiltModel, Modality
 from ckptool.model.verification import VerifyOptions
 from ckptool.verification.device import Batch
-from ckptool.verification.labels import ClassNames, Labels, read_class_names
+from ckptool.verification.label_files import ClassNames, read_class_names
+from ckptool.verification.labels import Labels
 from ckptool.verification.rows import Rows
 from ckptool.verification.trial import Settled, Trial, compose, float_type
 

@@ -16,16 +16,8 @@ from ckptool.verification.arrays import read_arrays
 from ckptool.verification.images import Pictures, common_size, find_pictures
 from ckptool.verification.input_set import Feeding, InputSet, hub_names
 from ckptool.verification.inputs_images import image_form, settle_images
-from ckptool.verification.labels import (
-    ClassNames,
-    Labelled,
-    Labels,
-    as_classes,
-    read_labelled,
-    read_targets,
-    settle_folders,
-    settle_labels,
-)
+from ckptool.verification.label_files import ClassNames, Labelled, read_labelled, read_targets
+from ckptool.verification.labels import Labels, as_classes, settle_folders, settle_labels
 from ckptool.verification.rows import Rows, Stacked
 from ckptool.verification.trial import Settled, name_arguments
 
