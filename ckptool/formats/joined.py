@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
+from ckptool.formats.deepspeed import is_zero_folder, open_zero
 from ckptool.formats.file import InputFile, open_file
 from ckptool.formats.shards import (
     FolderWeights,
@@ -36,6 +37,8 @@ def open_folder(folder: Path, read: _Read) -> Checkpoint:
     """
     weights = find_weights(folder)
     if weights is None:
+        if is_zero_folder(folder):
+            return open_zero(folder, read)
         raise UnreadableCheckpoint(explain_folder(folder))
     opened = _open_found(folder, weights, read)
     return replace(opened, findings=(*opened.findings, *weights.findings))

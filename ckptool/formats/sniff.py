@@ -75,7 +75,7 @@ _FOLDERS = (
     ),
     (
         re.compile(r"^latest(?:_universal)?$"),
-        "this folder is a DeepSpeed checkpoint, which ckptool does not read yet; run its zero_to_fp32.py first",
+        "this folder names a save of DeepSpeed that is not in it, or a universal one, which is not read; get all of it",
     ),
     (
         re.compile(r"^latest_checkpointed_iteration\.txt$"),

@@ -24,7 +24,9 @@ from ckptool.operations.sharding import ShardedOutput, file_names, folder_of, sh
 _NEVER_WRITTEN = frozenset(
     {".npz", ".npy", ".pt2", ".ptl", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".nemo", ".onnx", ".gguf", ".h5"}
 )
-_NEVER_REPLACED = frozenset({"torch-tar", "torchscript", "torch-export", "pickle", "npy", "npz", "torch-distributed"})
+_NEVER_REPLACED = frozenset(
+    {"torch-tar", "torchscript", "torch-export", "pickle", "npy", "npz", "torch-distributed", "deepspeed-zero"}
+)
 # What lies beside the weights of a model and belongs to it: its configuration and its tokenizer.
 _SETTINGS = (".json", ".txt", ".model", ".jinja")
 _MAX_GROWTH = 4

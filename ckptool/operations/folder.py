@@ -11,6 +11,7 @@ from pathlib import Path
 from ckptool.errors import CkptoolError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.bystanders import name_bystander
+from ckptool.formats.deepspeed import is_zero_folder, latest_tag
 from ckptool.formats.file import is_folder
 from ckptool.formats.shards import is_sharded_folder
 from ckptool.layouts import read_training, select
@@ -67,7 +68,8 @@ def _below(folder: Path) -> list[Path]:
         listed = _listing(folder)
     except OSError:
         return []
-    return [path for path in listed if is_folder(path) and is_checkpoint_folder(path)]
+    latest = latest_tag(folder)  # of DeepSpeed, and what the folder itself is read as
+    return [path for path in listed if path.name != latest and is_folder(path) and is_checkpoint_folder(path)]
 
 
 def _listing(folder: Path) -> list[Path]:
@@ -85,7 +87,7 @@ def _by_number(path: Path) -> tuple[list[str | int], str]:
 
 def is_checkpoint_folder(path: Path) -> bool:
     """Tell whether a folder is one checkpoint: of a Hugging Face library, or the parts of a distributed one."""
-    return is_sharded_folder(path) or _is_distributed(path)
+    return is_sharded_folder(path) or _is_distributed(path) or is_zero_folder(path)
 
 
 def _is_distributed(path: Path) -> bool:

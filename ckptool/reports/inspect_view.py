@@ -41,6 +41,7 @@ _SHARDED_FORMATS = {
     "torch-shards": "torch",
     "safetensors-shards": "safetensors",
     "torch-distributed": "torch distributed",
+    "deepspeed-zero": "DeepSpeed ZeRO",
 }
 _VERDICTS = {
     "clean": ("green", "clean"),

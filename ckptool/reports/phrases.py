@@ -11,6 +11,7 @@ _FORMATS = {
     "torch-shards": "torch shards",
     "safetensors-shards": "safetensors shards",
     "torch-distributed": "torch distributed",
+    "deepspeed-zero": "DeepSpeed ZeRO",
     "safetensors": "safetensors",
     "torch-zip": "torch zip",
     "torch-legacy": "torch before 1.6",
