@@ -550,3 +550,30 @@ def test_keep_rest_says_what_becomes_plainer(run, tmp_path):
     ]
     kept = torch.load(tmp_path / "out.ckpt", weights_only=True)["callbacks"]
     assert (kept["counts"], kept["frozen"], kept["array"].tolist()) == ({"a": 1}, {3}, [0, 1, 2])
+
+
+class Tagger(nn.Linear):
+    """Hold more than weights, as many modules do."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 3)
+        self.labels = ["a", "b", "c"]
+        self.history = torch.ones(5)
+
+
+@pytest.mark.parametrize("beside", [{}, {"epoch": 3}])
+def test_what_a_pickled_module_holds_beside_weights_is_no_silent_loss(run, tmp_path, beside):
+    path, module = tmp_path / "module.pt", Tagger()
+    torch.save({"model": module, **beside} if beside else module, path)
+    before = path.read_bytes()
+    ran = run("convert", path, tmp_path / "out.pt", "--json")
+    (lost,) = [drop for drop in json.loads(ran.out)["dropped"] if "a pickled module" in drop["reason"]]
+    assert (lost["name"], lost["bytes"]) == ("model" if beside else "Tagger", 20)
+    assert f"{Tagger.__module__}.Tagger" in lost["reason"]
+    assert_same(load(tmp_path / "out.pt"), module.state_dict())
+    refused = run("strip-prefixes", "--in-place", path)
+    assert (refused.status, path.read_bytes()) == (2, before)
+    assert "would be lost" in refused.err
+    assert "--foreign" not in refused.err  # which would not help
+    assert run("strip-prefixes", "--in-place", "--weights-only", path).status == 0
+    assert_same(load(path)["model"] if beside else load(path), module.state_dict())

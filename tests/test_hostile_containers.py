@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import struct
 import time
@@ -47,6 +48,14 @@ class Call:
         import os
 
         return os.system, ("true",)
+
+
+def zipfile_bytes(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as written:
+        for name, data in members.items():
+            written.writestr(name, data)
+    return stream.getvalue()
 
 
 def refusal(tmp_path: Path, data: bytes) -> UnreadableCheckpoint:
@@ -786,3 +795,47 @@ def test_nothing_is_imported_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path.write_bytes(data)
     with open_checkpoint(path) as checkpoint:
         assert "dangerous" in {use.ref.severity for use in checkpoint.globals}
+
+
+def _patched(data: bytes, signature: bytes, offset: int, value: bytes) -> bytes:
+    at = data.index(signature) + offset
+    return data[:at] + value + data[at + len(value) :]
+
+
+# The call comes after a tensor, whose storage is in no archive that can be opened.
+EVIL = zipfile_bytes({"archive/data.pkl": pickled({"w": Rebuilt(named()), "x": Call()}), "archive/data/0": FOUR_FLOATS})
+RUINS: dict[str, bytes] = {
+    "cut short": EVIL[:-60],
+    "cut short, compressed": zipfile_bytes(GOOD | {"archive/data.pkl": pickled(Call())}, zipfile.ZIP_DEFLATED)[:-30],
+    "bytes behind": EVIL + b"??",
+    "bytes before": b"?" * 40 + EVIL,
+    "an unknown compression": _patched(EVIL, b"PK\1\2", 10, b"\x63\0"),
+    "marked as encrypted": _patched(EVIL, b"PK\1\2", 8, b"\1"),
+    "twice": archive([*entries_of({"archive/data.pkl": pickled(Call())}), *entries_of(GOOD)]),
+    "in two folders": archive(entries_of(GOOD | {"other/data.pkl": pickled(Call())})),
+    "a pickle before": pickled(Call()) + archive(entries_of(GOOD)),
+    "inside a broken archive": zipfile_bytes({"in/model.pt": EVIL})[:-30],
+}
+
+
+@pytest.mark.parametrize("case", RUINS)
+def test_a_broken_archive_hides_no_name(case: str, run: Callable[..., Any], tmp_path: Path) -> None:
+    """Other tools repair such files, or read them less strictly: what they would meet is told, and nothing is fixed."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(RUINS[case])
+    ran = run("inspect", path, "--json")
+    safety = json.loads(ran.out)["safety"]
+    assert (ran.status, safety["verdict"]) == (2, "dangerous")
+    assert [use["name"] for use in safety["globals"] if use["severity"] == "dangerous"] == ["posix.system"]
+    assert {use["name"] for use in safety["globals"] if use["severity"] == "unknown"} == set()
+    checks = {check["id"]: check for check in json.loads(run("verify", path, "--json").out)["checks"]}
+    assert (checks["integrity"]["status"], checks["safety"]["status"]) == ("fail", "fail")
+
+
+@pytest.mark.parametrize("data", [GOOD["archive/data.pkl"][:20], zipfile_bytes(GOOD)[:-60], b"PK\3\4" * 5000])
+def test_what_cannot_be_read_is_never_called_safe(data: bytes, run: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(data)
+    ran = run("verify", path, "--json")
+    assert ran.status == 2
+    assert [(check["id"], check["status"]) for check in json.loads(ran.out)["checks"]] == [("integrity", "fail")]

@@ -644,3 +644,12 @@ def test_archives_of_other_things_are_skipped_and_broken_ones_are_not(run: Run, 
     found = table(run, tmp_path, status=2)
     assert [Path(entry["path"]).name for entry in found["files"]] == ["bundle", "cut"]
     assert found["skipped"] == {"zip archive": 1}
+
+
+@pytest.mark.parametrize("name", ["model.npz", "labels.npy", "model.pt2", "mobile.ptl", "speech.nemo"])
+def test_a_broken_file_named_as_tensors_are_is_no_bystander(name: str, run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "good.pt")
+    (tmp_path / name).write_bytes(b"")
+    ran = run("inspect", tmp_path)
+    assert ran.status == 2
+    assert f"{name}: the file is empty" in ran.err

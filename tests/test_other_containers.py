@@ -459,3 +459,16 @@ def test_ordered_and_nested_pickles(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(OrderedDict(w=numpy.ones((2, 2), "f4")), 2))
     with open_checkpoint(path) as checkpoint:
         assert [spec.shape for spec in floats(checkpoint.root)] == [(2, 2)]
+
+
+@pytest.mark.parametrize("make", [scripted, traced, exported])
+def test_the_code_of_a_program_is_listed_as_left_behind(
+    make: Callable[..., tuple[bytes, Tensors]], run: Any, tmp_path: Path, block: nn.Module
+) -> None:
+    path = tmp_path / "program.pt"
+    path.write_bytes(make(block)[0])
+    dropped = json.loads(run("convert", path, tmp_path / "out.pt", "--json").out)["dropped"]
+    assert "program" in {drop["name"] for drop in dropped}
+    (safety,) = [check for check in json.loads(run("verify", path, "--json").out)["checks"] if check["id"] == "safety"]
+    assert safety["status"] == "warn"
+    assert "--trust-code" in safety["advice"]

@@ -624,3 +624,16 @@ def check_parts(folder: Path, tensor: torch.Tensor, make: Callable[[Any, str], A
         for start, end in ((0, 5), (3, 21), (len(whole) // 3, len(whole) // 2 + 1), (len(whole) - 1, len(whole))):
             assert b"".join(map(bytes, source.stream(start, end - start))) == whole[start:end]
         assert list(source.stream(7, 0)) == []
+
+
+def test_each_reason_is_said_once_with_its_own_names(tmp_path: Path, run: Callable[..., Any]) -> None:
+    state = {name: SPARSE[name]() for name in ("COO", "CSR")} | {"meta": torch.ones(2, device="meta")}
+    torch.save(state, tmp_path / "in.pt")
+    refused = run("convert", tmp_path / "in.pt", tmp_path / "out.safetensors")
+    assert refused.status == 2
+    assert '"COO", "CSR": sparse, no dense array: convert it with --densify, or to a .pt file; "meta": a' in refused.err
+
+
+def test_a_jagged_tensor_of_torch_is_no_alarm(tmp_path: Path, run: Callable[..., Any]) -> None:
+    torch.save({"w": torch.nested.nested_tensor([seeded(2, 3), seeded(4, 3)], layout=torch.jagged)}, tmp_path / "in.pt")
+    assert json.loads(run("inspect", tmp_path / "in.pt", "--json").out)["safety"]["verdict"] == "clean"

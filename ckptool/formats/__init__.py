@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile, is_folder, open_file
-from ckptool.formats.readers import ENVELOPES, read_file
+from ckptool.formats.readers import ENVELOPES, read_file, tell_named
 from ckptool.formats.sniff import SHARD_INDEX, sniff
 from ckptool.model.checkpoint import Checkpoint
 
@@ -90,6 +90,10 @@ def _open_single(path: Path) -> Checkpoint:
 def _sniff(file: InputFile) -> str:
     try:
         return sniff(file)
+    except UnreadableCheckpoint as error:
+        tell_named(file, error)
+        file.close()
+        raise
     except BaseException:
         file.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -106,9 +107,23 @@ def read_file(file: InputFile, kind: str, wanted: str | None = None, around: tup
             return _read_inside(file, kind, archive, wanted, around)
         file.check_unchanged()
         return checkpoint
+    except UnreadableCheckpoint as error:
+        tell_named(file, error)
+        file.close()
+        raise
     except BaseException:
         file.close()
         raise
+
+
+def tell_named(file: InputFile, error: UnreadableCheckpoint) -> None:
+    """Add to a refusal what the pickles of the file name, where it came before any of them was read."""
+    if error.globals:
+        return
+    from ckptool.formats.salvage import named_in_ruins
+
+    with suppress(UnreadableCheckpoint):  # the file cannot be read at all, which the refusal says already
+        error.globals = named_in_ruins(file)
 
 
 def _read_checkpoint(file: InputFile, kind: str, archive: Archive | None) -> Checkpoint | None:
@@ -155,6 +170,10 @@ def _sniff(file: InputFile) -> str:
         kind = sniff(file)
         if kind == SHARD_INDEX:
             raise UnreadableCheckpoint("this is the index of a checkpoint in shards; unpack the archive and name it")
+    except UnreadableCheckpoint as error:
+        tell_named(file, error)
+        file.close()
+        raise
     except BaseException:
         file.close()
         raise

@@ -222,9 +222,11 @@ def _guard(checkpoint: Checkpoint, copy: PlannedCopy, options: ConvertOptions) -
             f'{checkpoint.path}: the digest is of dense tensors, and "{next(iter(copy.opaque))}" is none; '
             "leave --digest out, or make it dense with --densify or --dequantize"
         )
-    if options.in_place and copy.foreign and not options.weights_only:
-        lost = ", ".join(drop.name for drop in copy.foreign[:3])
+    foreign = (*copy.module, *copy.foreign)
+    if options.in_place and foreign and not options.weights_only:
+        lost = ", ".join(drop.name for drop in foreign[:3])
+        fields = "keep their fields with --foreign fields, " if copy.foreign and options.foreign == "drop" else ""
         raise OutputRefused(
-            f"{checkpoint.path}: in place, {len(copy.foreign)} foreign object(s) would be lost ({lost}); keep their "
-            "fields with --foreign fields, say --weights-only if that is meant, or write to another file"
+            f"{checkpoint.path}: in place, {len(foreign)} foreign object(s) would be lost ({lost}); {fields}"
+            "say --weights-only if that is meant, or write to another file"
         )

@@ -13,7 +13,7 @@ from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, MadeDense,
 from ckptool.model.copies import CopyPlan, PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
 from ckptool.model.plans import CLEAN_MARK, KeyPlan, Note, StateDict
-from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec, walk
+from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec, walk
 from ckptool.operations.copy_notes import copy_notes, simplified_notes
 from ckptool.operations.entries import refuse_unwritable
 from ckptool.operations.facts import CarriedFacts
@@ -31,7 +31,8 @@ class PlannedCopy:
 
     ``specs`` are the source tensors by clean name, ``opaque`` those of them that are written as they are without being
     dense arrays, ``made_dense`` those that became dense. ``foreign`` are the dropped objects of foreign classes among
-    ``dropped``; ``flattened`` are those of which the fields are kept.
+    ``dropped``, and ``module`` is what the state dict was taken out of, where that is a pickled module; ``flattened``
+    are foreign objects of which the fields are kept.
     """
 
     plan: CopyPlan
@@ -44,6 +45,7 @@ class PlannedCopy:
     notes: tuple[Note, ...]
     opaque: Mapping[str, PlannedOpaque] = field(default_factory=dict)
     made_dense: tuple[MadeDense, ...] = ()
+    module: tuple[Dropped, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -132,11 +134,13 @@ def plan_copy(
         root, lost = _with_rest(checkpoint, state_dict, root, rebuilder, options)
         plan = CopyPlan(tensors, root)
     keys = [Dropped(move.source, move.reason, _nbytes(state_dict.entries[move.source])) for move in key_plan.dropped]
-    lost = [*lost, *_attributes(node_at(checkpoint.root, state_dict.path))]
+    node = node_at(checkpoint.root, state_dict.path)
+    lost = [*lost, *_attributes(node), *_program(checkpoint)]
+    module = tuple(_around(node, state_dict))
     return PlannedCopy(
         plan=plan,
         specs=specs,
-        dropped=(*keys, *lost, *rebuilder.dropped),
+        dropped=(*keys, *module, *lost, *rebuilder.dropped),
         foreign=tuple(rebuilder.dropped),
         flattened=tuple(rebuilder.flattened),
         ties=_ties(tensors, plan.aliases),
@@ -144,6 +148,7 @@ def plan_copy(
         notes=(*copy_notes(specs, plan, uncast), *simplified_notes(rebuilder.simplified)),
         opaque=kept,
         made_dense=tuple(policy.made_dense),
+        module=module,
     )
 
 
@@ -306,6 +311,22 @@ def _attributes(node: Any) -> list[Dropped]:
         for key, value in pairs
         if key != "_metadata"
     ]
+
+
+def _around(node: Any, state_dict: StateDict) -> Iterable[Dropped]:
+    """List the pickled module that the weights were taken out of: its class, and the attributes that are no weights."""
+    if isinstance(node, Stub):
+        own = {id(value) for entry in state_dict.entries.values() for _, value in walk(entry)}
+        others = [value for _, value in walk(node) if isinstance(value, TensorSpec) and id(value) not in own]
+        name = ".".join(state_dict.path) or node.ref.name
+        reason = f"a pickled module, {node.ref.full_name}: only its state dict is written"
+        yield Dropped(name, reason, sum(value.nbytes for value in others))
+
+
+def _program(checkpoint: Checkpoint) -> Iterable[Dropped]:
+    """List the code of a program, which is never written."""
+    if any(finding.code == "program" for finding in checkpoint.findings):
+        yield Dropped("program", "code: only its tensors are written")
 
 
 def _nbytes(value: Any) -> int:

@@ -27,8 +27,15 @@ def refuse_unwritable(path: Path, state_dict: StateDict, kept: Mapping[str, str]
         if type(value) is not TensorSpec and key in kept and (reason := unwritable(key, value, policy))
     }
     if found:
-        reasons = ", ".join(dict.fromkeys(found.values()))
-        raise UnsupportedTensor(f"{path}: {quoted(list(found))}: {reasons}; {_remedy(list(found))}")
+        raise UnsupportedTensor(f"{path}: {_grouped(found)}; {_remedy(list(found))}")
+
+
+def _grouped(found: Mapping[str, str]) -> str:
+    """Say each reason once, after the names that it is for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in found.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{quoted(those)}: {reason}" for reason, those in names.items())
 
 
 def unwritable(key: str, value: Any, policy: OpaquePolicy) -> str:

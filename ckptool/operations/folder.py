@@ -26,6 +26,8 @@ from ckptool.operations.describe import judge, judge_refused
 from ckptool.operations.plain import to_plain
 from ckptool.operations.trainer_state import read_trainer_state
 
+# A file of such a name was meant to hold tensors; one that ends as an archive does may hold anything.
+_TENSOR_SUFFIXES = CHECKPOINT_SUFFIXES | {".npz", ".npy", ".pt2", ".ptl", ".nemo"}
 # What torch.distributed.checkpoint and Megatron leave in the folder of one checkpoint. DeepSpeed's ``latest`` alone
 # might be anybody's link to the last file.
 _DISTRIBUTED = frozenset({".metadata", "latest_checkpointed_iteration.txt"})
@@ -133,7 +135,9 @@ def _listed(folder: Path, found: Found) -> list[Path]:
 
 
 def _take_file(path: Path, found: Found) -> None:
-    kind = None if _is_named_so(path) else "hidden file" if path.name.startswith(".") else _bystander(path)
+    kind = None
+    if path.suffix.lower() not in _TENSOR_SUFFIXES:
+        kind = "hidden file" if path.name.startswith(".") else _bystander(path)
     if kind is None:
         found.paths.append(path)
     else:

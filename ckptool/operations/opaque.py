@@ -57,7 +57,7 @@ class OpaquePolicy:
             return ""
         option = OPTIONS.get(tensor.kind)
         remedy = f"convert it with {option}, or to a .pt file" if option else "convert it to a .pt file"
-        return f"{what}, no dense array: {remedy}"
+        return f"{tensor.kind}, no dense array: {remedy}"
 
     def dense(self, tensor: OpaqueTensor, key: str) -> TensorSpec | None:
         """Give the dense tensor that it becomes, or None where it stays what it is.

@@ -58,8 +58,8 @@ def unreadable(path: Path, error: UnreadableCheckpoint, options: VerifyOptions) 
     """Answer for a file that cannot be read: proven damage or a missing part fails, the rest is an error."""
     is_damaged = isinstance(error, ChecksumMismatch | IncompleteCheckpoint)
     integrity = Check("integrity", "fail", str(error))
-    safety = (check_safety(error.globals, ()),) if error.globals else ()
-    checks = (integrity, *safety)
+    safety = check_safety(error.globals, ())
+    checks = (integrity,) if safety.status == "pass" else (integrity, safety)  # what was not read is not safe
     if is_damaged:
         return Verification(str(path), "fail", checks, thresholds=options.thresholds)
     return Verification(str(path), "error", checks, error=str(error), thresholds=options.thresholds)

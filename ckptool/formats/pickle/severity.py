@@ -66,6 +66,7 @@ FRIENDLY_CLASSES = {
     "zoneinfo": frozenset({"ZoneInfo"}),
     "numpy.random._pickle": frozenset({"__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor"}),
     "torch": frozenset({"Generator"}),
+    "torch._dynamo.decorators": frozenset({"_DimRange"}),  # in every jagged nested tensor
     "torch.distributed.remote_device": frozenset({"_remote_device"}),
     "torch.amp.grad_scaler": frozenset({"GradScaler", "OptState"}),
     "torch.cuda.amp.grad_scaler": frozenset({"GradScaler", "OptState"}),

@@ -237,6 +237,5 @@ REFERENCES = frozenset(
         for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
         for element in _ELEMENTS
     }
-    | {("torch.nested._internal.nested_tensor", "NestedTensor"), ("torch._dynamo.decorators", "_DimRange")}
-    | {("torch.distributed.tensor", "DTensor")}
+    | {("torch.nested._internal.nested_tensor", "NestedTensor"), ("torch.distributed.tensor", "DTensor")}
 )

@@ -99,8 +99,15 @@ def check_safety(globals_used: Sequence[GlobalUse], findings: Iterable[Finding] 
         named = _places(globals_used, "unknown")
         reasons = [f"the pickle names unknown classes: {named}"] if named else []
         message = "; ".join([*reasons, *(finding.text for finding in foreign)])
-        return Check("safety", "warn", message, evidence, "leave them behind with ckptool convert")
+        run = "; to have it run and judged, where you trust it, add --trust-code" if _is_program(foreign) else ""
+        return Check(
+            "safety", "warn", message, evidence, f"leave {'it' if run else 'them'} behind with ckptool convert{run}"
+        )
     return Check("safety", "pass", "nothing in the file can run code when it is loaded", evidence)
+
+
+def _is_program(findings: Iterable[Finding]) -> bool:
+    return any(finding.code == "program" for finding in findings)
 
 
 def _places(uses: Sequence[GlobalUse], severity: Severity) -> str:
