@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import os
 import pickle
-import pty
 import re
 import shlex
 import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ import torch
 from conftest import Ran
 from safetensors.torch import save_file
 from support.strict_json import strictly
+from support.terminal import on_a_terminal
 from torch import nn
 
 from ckptool.model import dtypes
@@ -600,25 +598,6 @@ def test_hostile_names_do_nothing_to_a_terminal(options: list[str], width: int, 
     assert "[/x]" in bare
     assert "4,007 characters" in bare.replace("\n", "") or not options or options == ["--tree"] or width == 1
     assert "Traceback" not in bare
-
-
-def on_a_terminal(args: list[str], width: int) -> str:
-    """Run a command with a pseudo-terminal for stdout and stderr and give what it wrote there."""
-    own, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
-    environment |= {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ckptool", *args]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment):
-        os.close(theirs)
-        written = bytearray()
-        try:
-            while chunk := os.read(own, 65536):
-                written += chunk
-        except OSError:  # what Linux says when the other side is closed
-            pass
-    os.close(own)
-    return written.decode().replace("\r\n", "\n")
 
 
 def test_a_terminal_gets_the_view_and_a_pipe_the_lines(run: Run) -> None:

@@ -50,6 +50,7 @@ class Canvas:
         console = Console(
             file=io.StringIO(),
             width=self.width,
+            height=25,  # without one, rich takes every dumb terminal for 80 cells wide
             force_terminal=True,
             # Sixteen colours are enough, and the terminal's own theme decides what they look like.
             color_system="standard" if self.color else None,
