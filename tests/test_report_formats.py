@@ -341,7 +341,6 @@ REFUSED = {
     "one place": (("--output", "json=report", "--output", "sarif=report"), "two reports"),
     "stdout twice": (("--json", "--output", "junit"), "stdout"),
     "no folder": (("--output", "json=absent/report.json"), "create it"),
-    "a folder": (("--output", "json=."), "folder"),
 }
 
 
@@ -356,6 +355,16 @@ def test_what_cannot_be_written_is_refused(run, place, tmp_path, monkeypatch, na
     assert (ran.status, ran.out) == (2, "")
     [line] = ran.err.splitlines()
     assert culprit in line
+
+
+def test_a_report_that_cannot_be_written_takes_no_other_along(run, place, tmp_path):
+    (tmp_path / "folder").mkdir()
+    outputs = ("--output", f"json={tmp_path / 'folder'}", "--output", f"junit={tmp_path / 'report.xml'}")
+    ran = run("verify", place / "sound.pt", *outputs)
+    assert ran.status == 2
+    assert "is a folder" in ran.err
+    assert ran.out.startswith("path\t")
+    assert (tmp_path / "report.xml").read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize(

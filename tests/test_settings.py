@@ -80,6 +80,14 @@ def test_its_own_file_outranks_the_project_and_the_nearest_folder_the_others(ver
     assert statuses(named.out).keys() == {"CK401"}
 
 
+def test_a_folder_that_is_gone_has_no_settings(run, place, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run("verify", place / "wrapped.pt").status == 0
+
+
 HASH = "0" * 64
 REFUSED = {
     "unknown key": ("fail_on = 'warn'", "fail_on is no setting"),

@@ -76,16 +76,22 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def write_reports(targets: Sequence[ReportTarget], answer: Answer, terminal: Terminal) -> None:
-    """Write every report, that to stdout last.
+    """Write every report, that to stdout last: it has no part in what hinders a file.
 
-    :raises OutputRefused: a file cannot be written.
+    :raises OutputRefused: a file cannot be written; all others are.
     """
+    refusals = []
     for target in targets:
         if target.path is not None:
-            _publish(target.path, FORMATS[target.format](answer))
+            try:
+                _publish(target.path, FORMATS[target.format](answer))
+            except OutputRefused as refusal:
+                refusals.append(refusal)
     for target in targets:
         if target.path is None and (target.format != "text" or not terminal.quiet):
             show(_view(answer, terminal) if target.format == "text" else FORMATS[target.format](answer))
+    if refusals:
+        raise refusals[0]
 
 
 def _publish(path: Path, text: str) -> None:

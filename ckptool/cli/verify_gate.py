@@ -59,7 +59,7 @@ def settle(given: GateOptions) -> Settings:
 
     :raises CkptoolError: either is not understood.
     """
-    found = find_settings(Path.cwd()) if given.config is None else read_settings(given.config)
+    found = _nearest_settings() if given.config is None else read_settings(given.config)
     return replace(
         found,
         fail_on=found.fail_on if given.fail_on is None else options.one_of("--fail-on", given.fail_on, GATES),
@@ -67,6 +67,14 @@ def settle(given: GateOptions) -> Settings:
         skip_checks=checks_named("--skip-checks", given.skip_checks) if given.skip_checks else found.skip_checks,
         thresholds={**found.thresholds, **_thresholds(given.threshold or ())},
     )
+
+
+def _nearest_settings() -> Settings:
+    try:
+        start = Path.cwd()
+    except OSError:  # the folder has been removed under our feet
+        return Settings()
+    return find_settings(start)
 
 
 def _thresholds(texts: Iterable[str]) -> dict[str, float]:

@@ -161,11 +161,11 @@ def _write_described(task: _Task, asked: ConvertOptions, manifest: Path, progres
     from ckptool.writers import staging
 
     with staging(manifest, force=asked.force) as staged:
-        source = describe_files(task.source)
+        source = describe_files(task.source, progress)
         done = convert_one(task.source, task.target, asked, task.kind, progress)
         assert done.target is not None
         keeps_rest = asked.keep_rest or asked.in_place
-        described = describe(done.target, done.state_dict if keeps_rest and done.state_dict else "main")
+        described = describe(done.target, done.state_dict if keeps_rest and done.state_dict else "main", progress)
         staged.file.write(write_manifest(described, source, done, __version__).encode("ascii"))
         staged.publish()
     return done

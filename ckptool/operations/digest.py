@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
+from ckptool.model.sources import Progress
 from ckptool.model.values import TensorSpec
 from ckptool.operations.transforms import payload_of
 
@@ -32,14 +33,19 @@ def digest(tensors: Mapping[str, TensorSpec], aliases: Mapping[str, str] | None 
     return combine_digests(by_name)
 
 
-def tensor_digests(tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
+def tensor_digests(tensors: Mapping[str, TensorSpec], progress: Progress | None = None) -> dict[str, str]:
     """Give the digest of each tensor in 64 hexadecimal digits.
 
     :raises UnreadableCheckpoint: bytes cannot be read.
     :raises UnsupportedTensor: a view expands far beyond its storage.
     """
     known: dict[tuple[Any, ...], str] = {}
-    return {name: _tensor_digest(name, spec, known) for name, spec in tensors.items()}
+    found = {}
+    for name, spec in tensors.items():
+        found[name] = _tensor_digest(name, spec, known)
+        if progress is not None:
+            progress.advance(spec.nbytes)
+    return found
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint
+from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint, UnsupportedTensor
 from ckptool.formats import open_checkpoint
 from ckptool.layouts.segments import quoted
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.manifest import MANIFEST_SCHEMA, HashedFile, HashedTensor, Manifest
 from ckptool.model.plans import KeyOptions
+from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.model.verification import Check
 from ckptool.operations.digest import combine_digests, tensor_digests
@@ -26,23 +27,23 @@ _MAX_BYTES = 1 << 28  # of a manifest: a million tensors
 _AGAIN = "get the files again, from where the manifest was published"
 
 
-def describe_files(path: Path) -> tuple[HashedFile, ...]:
+def describe_files(path: Path, progress: Progress) -> tuple[HashedFile, ...]:
     """Hash the files that a checkpoint is read from, its index included.
 
     :raises CkptoolError: they cannot be read.
     """
     with open_checkpoint(path) as checkpoint:
-        return _hash_files(checkpoint)
+        return _hash_files(checkpoint, progress)
 
 
-def describe(path: Path, weights: str) -> Manifest:
+def describe(path: Path, weights: str, progress: Progress) -> Manifest:
     """Describe a checkpoint: every file and, of the state dict that is named, every tensor as the file calls it.
 
     :raises CkptoolError: it cannot be read.
     """
     with open_checkpoint(path) as checkpoint:
-        tensors = _hash_tensors(_tensors(checkpoint, weights))
-        return Manifest(_hash_files(checkpoint), weights, tensors, _digest(tensors))
+        tensors = _hash_tensors(_tensors(checkpoint, weights), progress)
+        return Manifest(_hash_files(checkpoint, progress), weights, tensors, _digest(tensors))
 
 
 def _digest(tensors: Mapping[str, HashedTensor]) -> str | None:
@@ -50,8 +51,9 @@ def _digest(tensors: Mapping[str, HashedTensor]) -> str | None:
     return combine_digests(digests) if len(digests) == len(tensors) else None
 
 
-def _hash_files(checkpoint: Checkpoint) -> tuple[HashedFile, ...]:
-    return tuple(hash_file(folder_of(checkpoint) / name) for name in file_names(checkpoint))
+def _hash_files(checkpoint: Checkpoint, progress: Progress) -> tuple[HashedFile, ...]:
+    progress.start("hashing files", checkpoint.file_bytes)
+    return tuple(hash_file(folder_of(checkpoint) / name, progress) for name in file_names(checkpoint))
 
 
 def _tensors(checkpoint: Checkpoint, weights: str) -> Mapping[str, TensorSpec | OpaqueTensor]:
@@ -61,14 +63,16 @@ def _tensors(checkpoint: Checkpoint, weights: str) -> Mapping[str, TensorSpec | 
         return by_place(checkpoint)
 
 
-def _hash_tensors(tensors: Mapping[str, TensorSpec | OpaqueTensor]) -> dict[str, HashedTensor]:
-    digests = tensor_digests({name: tensor for name, tensor in tensors.items() if isinstance(tensor, TensorSpec)})
+def _hash_tensors(tensors: Mapping[str, TensorSpec | OpaqueTensor], progress: Progress) -> dict[str, HashedTensor]:
+    dense = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, TensorSpec)}
+    progress.start("hashing tensors", sum(tensor.nbytes for tensor in dense.values()))
+    digests = tensor_digests(dense, progress)
     table = tabulate(tensors)
     columns = zip(table.sources, table.dtypes, table.shapes, table.sizes, strict=True)
     return {name: HashedTensor(dtype, shape, nbytes, digests.get(name)) for name, dtype, shape, nbytes in columns}
 
 
-def check_manifest(checkpoint: Checkpoint, path: Path) -> Check:
+def check_manifest(checkpoint: Checkpoint, path: Path, progress: Progress) -> Check:
     """Tell whether a checkpoint is the one that a manifest describes, byte for byte; else, which tensors differ.
 
     A file may have been renamed since; of several files each has to have its name.
@@ -76,14 +80,14 @@ def check_manifest(checkpoint: Checkpoint, path: Path) -> Check:
     :raises CkptoolError: the manifest cannot be read.
     """
     manifest = read_manifest(path)
-    files = _hash_files(checkpoint)
+    files = _hash_files(checkpoint, progress)
     evidence = {"files": {file.name: file.sha256 for file in files}}
     if _same_files(files, manifest.files):
         count = f"{len(files)} files are those" if len(files) > 1 else "the file is the one"
         return Check(_CHECK, "pass", f"{count} that {path} describes, byte for byte", evidence)
     try:
-        found = _hash_tensors(_tensors(checkpoint, manifest.weights))
-    except UnreadableCheckpoint as error:
+        found = _hash_tensors(_tensors(checkpoint, manifest.weights), progress)
+    except (UnreadableCheckpoint, UnsupportedTensor) as error:
         return Check(_CHECK, "fail", f"not what {path} describes: {error}", evidence, _AGAIN)
     differences = _differences(found, manifest.tensors)
     said = [f"{kind} {quoted(names)}" for kind, names in differences.items() if names]

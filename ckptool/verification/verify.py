@@ -160,7 +160,7 @@ def _check_file(work: _Work) -> None:
     if archive_kind(work.path) is not None:
         if work.options.manifest is not None:
             with open_checkpoint(work.path) as program:
-                work.checks.append(check_manifest(program, work.options.manifest))
+                work.checks.append(check_manifest(program, work.options.manifest, work.progress))
         work.built = build_archive(work.path, trust_code=work.options.trust_code)
         return
     with open_checkpoint(work.path) as checkpoint:

@@ -38,7 +38,7 @@ def check_file(opened: OpenedCheckpoint, options: VerifyOptions, progress: Progr
     found = survey(checkpoint, tensors, progress)
     return (
         check_integrity(checkpoint, found),
-        *((check_manifest(checkpoint, options.manifest),) if options.manifest else ()),
+        *((check_manifest(checkpoint, options.manifest, progress),) if options.manifest else ()),
         check_safety(checkpoint.globals, checkpoint.findings),
         check_keys(cleaned, options),
         check_finite(found.tensors),
