@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -23,6 +23,9 @@ _SUFFIXES: dict[OutputKind, str] = {"torch": ".pt", "safetensors": ".safetensors
 _To = Annotated[
     Optional[str],  # noqa: UP045 - Typer evaluates it on Python 3.10, too
     typer.Option("--to", help="pt or safetensors; else the suffix of OUT decides.", metavar="FORMAT"),
+]
+_Average = Annotated[
+    bool, typer.Option("--average", help="Write the mean of all IN to OUT (the last name, or -o OUT).")
 ]
 
 
@@ -50,6 +53,7 @@ def convert(
     writing: options.WritingOptions,
     view: options.AnswerOptions,
     to: _To = None,
+    average: _Average = False,
 ) -> Status:
     """Write one clean .safetensors or .pt file.
 
@@ -57,7 +61,24 @@ def convert(
     go along as text in the metadata of a safetensors file.
     """
     kind = None if to is None else options.one_of("--to", to, _KINDS)
-    return _write_all(paths, _asked(choice, names, writing), writing, view, kind, by_suffix=True)
+    asked = _asked(choice, names, writing)
+    if average:
+        paths, others, writing = _inputs_of_mean(paths, writing)
+        asked = replace(asked, average_with=others)
+    return _write_all(paths, asked, writing, view, kind, by_suffix=True)
+
+
+def _inputs_of_mean(
+    paths: list[str], writing: options.WritingOptions
+) -> tuple[list[str], tuple[Path, ...], options.WritingOptions]:
+    """Give the first input with OUT, and the other inputs; OUT is that of ``-o``, or else the last name."""
+    if writing.manifest is not None:
+        raise OutputRefused(f"--manifest {writing.manifest}: describes what one IN became; leave it out of --average")
+    out = [str(writing.out_dir)] if writing.out_dir is not None else [] if writing.dry_run else paths[-1:]
+    inputs = paths if writing.out_dir is not None or writing.dry_run else paths[:-1]
+    if len(inputs) < 2:
+        raise OutputRefused("--average: name two checkpoints or more, and OUT")
+    return [inputs[0], *out], tuple(map(Path, inputs[1:])), replace(writing, out_dir=None)
 
 
 def _asked(

@@ -32,6 +32,7 @@ class ConvertOptions:
     ``foreign`` says whether objects of foreign classes in it are dropped or become plain dicts of their fields.
     ``weights_only`` lets an in-place rewrite lose them. ``metadata`` carries facts over as text into safetensors.
     ``max_shard_size`` (bytes) splits the output into files of at most that size, as far as no tensor is larger.
+    ``average_with`` are further checkpoints, of which and the input the mean is written.
     ``densify`` writes sparse tensors as dense ones, ``dequantize`` quantized ones as float32.
     """
 
@@ -51,6 +52,7 @@ class ConvertOptions:
     in_place: bool = False
     dry_run: bool = False
     max_shard_size: int | None = None
+    average_with: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Conversion:
     as plain data; ``made_dense`` the sparse and quantized tensors that were asked to be dense. ``source_bytes`` and
     ``target_bytes`` are file sizes (of the tensors alone in a dry run). ``shards`` are the files in a folder that is
     written, ``index_name`` is that of their index, empty where one file needs none.
+    ``averaged`` are the further checkpoints that the mean is of.
     ``digest`` is that of the written tensors, where asked for.
     """
 
@@ -112,6 +115,7 @@ class Conversion:
     made_dense: tuple[MadeDense, ...] = ()
     shards: tuple[Shard, ...] = ()
     index_name: str = ""
+    averaged: tuple[Path, ...] = ()
 
     @property
     def renamed(self) -> tuple[KeyMove, ...]:

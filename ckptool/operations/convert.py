@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import OUTPUT_SUFFIXES, Conversion, ConvertOptions, OutputKind
 from ckptool.model.plans import Note
 from ckptool.model.sources import NoProgress, Progress
-from ckptool.operations.copying import PlannedCopy, plan_copy
+from ckptool.model.values import OpaqueTensor
+from ckptool.operations.average import average
+from ckptool.operations.copying import Change, PlannedCopy, Specs, plan_copy
 from ckptool.operations.facts import NO_FACTS, facts_as_text
-from ckptool.operations.opening import OpenedCheckpoint
+from ckptool.operations.opening import OpenedCheckpoint, open_path
 from ckptool.operations.publish import Written, plan_shards, write_file, write_shards
 from ckptool.operations.sharding import ShardedOutput, file_names, folder_of, sharded_output, split
 
@@ -68,8 +71,10 @@ def convert(
     :raises CkptoolError: what is meant is open, cannot be written faithfully, or the disk refuses.
     """
     try:
-        with open_checkpoint(source) as checkpoint:
-            return _convert(checkpoint, source, target, options, kind, progress or NoProgress())
+        with ExitStack() as stack:
+            checkpoint = stack.enter_context(open_checkpoint(source))
+            others = [stack.enter_context(open_path(path)) for path in options.average_with]
+            return _convert(checkpoint, others, source, target, options, kind, progress or NoProgress())
     except CkptoolError as error:
         # What is said of a tensor is said of a file: there may be many on the command line.
         if not any(str(path) in str(error) for path in (source, target)):
@@ -79,6 +84,7 @@ def convert(
 
 def _convert(
     checkpoint: Checkpoint,
+    others: Sequence[OpenedCheckpoint],
     source: Path,
     target: Path | None,
     options: ConvertOptions,
@@ -94,8 +100,10 @@ def _convert(
     _refuse_kind(target, output, kind, options)
     replaced = _replaced(checkpoint, target, output, options)
     carries_facts = kind == "safetensors" and options.metadata
-    facts = facts_as_text(checkpoint, opened.selection) if carries_facts else NO_FACTS
-    copy = plan_copy(checkpoint, opened.state_dict, opened.plan, options, kind, facts)
+    # No training came to the mean: the facts are those of one of its terms.
+    facts = facts_as_text(checkpoint, opened.selection) if carries_facts and not others else NO_FACTS
+    change = _averaging(opened, others, options) if others else None
+    copy = plan_copy(checkpoint, opened.state_dict, opened.plan, options, kind, facts, change)
     _guard(checkpoint, copy, options)
     shards = split(copy.plan, output, checkpoint, opened.plan) if output else ()
     if options.dry_run:
@@ -107,6 +115,18 @@ def _convert(
         assert target is not None
         written = write_file(copy, target, kind, options, progress)
     return _tell(opened, copy, target, options, kind, written, tuple(_left_behind(checkpoint, output, options)))
+
+
+def _averaging(first: OpenedCheckpoint, others: Sequence[OpenedCheckpoint], options: ConvertOptions) -> Change:
+    if options.keep_rest or options.in_place:
+        raise OutputRefused(f"{first.checkpoint.path}: a mean has no container to keep; name OUT, without --keep-rest")
+    named = [OpenedCheckpoint(other.checkpoint, options.weights, options.keys) for other in others]
+
+    def change(specs: Specs, opaque: Mapping[str, OpaqueTensor]) -> tuple[Specs, tuple[Note, ...]]:
+        averaged = average(first, specs, opaque, named, options.dtype)
+        return averaged.specs, averaged.notes
+
+    return change
 
 
 def _tell(
@@ -142,6 +162,7 @@ def _tell(
         made_dense=copy.made_dense,
         shards=written.shards,
         index_name=written.index_name,
+        averaged=options.average_with,
     )
 
 
@@ -177,7 +198,7 @@ def _replaced(
         return sorted({*taken, *(path.name for path in own)})
     outputs = [output.folder / name for name in taken] if output else [] if target is None else [target]
     for path in outputs:
-        if any(_is_same(path, other) for other in own):
+        if any(_is_same(path, other) for other in (*own, *options.average_with)):
             raise OutputRefused(f"{path}: is the input itself; to replace it, say --in-place")
     if taken and not options.force and not options.dry_run:
         raise OutputRefused(f"{outputs[0]}: exists already; add --force to replace it")

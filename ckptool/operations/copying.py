@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,10 @@ from ckptool.operations.transforms import payload_of
 
 if TYPE_CHECKING:  # NumPy is loaded where a cast is asked for, and nowhere else
     from ckptool.operations.casts import CastTally
+
+
+Specs = Mapping[str, TensorSpec]
+Change = Callable[[Specs, Mapping[str, OpaqueTensor]], tuple[Specs, tuple[Note, ...]]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,10 +109,12 @@ def plan_copy(
     options: ConvertOptions,
     kind: OutputKind,
     facts: CarriedFacts,
+    change: Change | None = None,
 ) -> PlannedCopy:
     """Plan the bytes of every tensor of the output, in the order of the input.
 
-    ``facts`` is what a safetensors header can carry of the training.
+    ``facts`` is what a safetensors header can carry of the training. ``change`` puts others in the place of the
+    tensors, and says what it did.
 
     :raises UnsupportedTensor: a selected tensor is not one dense array, or its view cannot be written out.
     :raises UnreadableCheckpoint: with ``keep_rest``, the rest cannot be rebuilt as plain data.
@@ -117,6 +123,7 @@ def plan_copy(
     placer = _Placer(options.ties == "keep", policy)
     refuse_unwritable(checkpoint.path, state_dict, key_plan.kept, policy)
     specs, opaque = _selected_tensors(state_dict, key_plan, policy)
+    specs, changed = change(specs, opaque) if change is not None else (specs, ())
     scales = packed_scales(specs) if options.dtype is not None else ()
     uncast = {name for name in scales if specs[name].dtype.is_floating}
     tensors = {
@@ -145,7 +152,7 @@ def plan_copy(
         flattened=tuple(rebuilder.flattened),
         ties=_ties(tensors, plan.aliases),
         tallies=tuple(placer.tallies),
-        notes=(*copy_notes(specs, plan, uncast), *simplified_notes(rebuilder.simplified)),
+        notes=(*changed, *copy_notes(specs, plan, uncast), *simplified_notes(rebuilder.simplified)),
         opaque=kept,
         made_dense=tuple(policy.made_dense),
         module=module,
@@ -154,7 +161,7 @@ def plan_copy(
 
 def _selected_tensors(
     state_dict: StateDict, key_plan: KeyPlan, policy: OpaquePolicy
-) -> tuple[dict[str, TensorSpec], dict[str, OpaqueTensor]]:
+) -> tuple[Specs, dict[str, OpaqueTensor]]:
     """Give the tensors by clean name: those that are dense or become so, and the others."""
     specs: dict[str, TensorSpec] = {}
     opaque: dict[str, OpaqueTensor] = {}

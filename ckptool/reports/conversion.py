@@ -44,6 +44,7 @@ def document(conversion: Conversion) -> dict[str, Any]:
         "source_bytes": conversion.source_bytes,
         "target_bytes": conversion.target_bytes,
         "digest": conversion.digest,
+        "averaged": [str(path) for path in conversion.averaged],
     }
 
 
