@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,18 +14,11 @@ from ckptool.model.results import CastLoss
 from ckptool.operations.casts import CastTally
 from ckptool.operations.transforms import payload_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOATS = [name for name, dtype in BY_NAME.items() if dtype.is_floating]
 NARROW = [name for name in FLOATS if BY_NAME[name].itemsize <= 2]
 PAIRS = [(source, target) for source in FLOATS for target in FLOATS if source != target]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep torch from cutting a tensor up among threads: where it does, the bits of a NaN depend on the place."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def values_of(name: str) -> np.ndarray:

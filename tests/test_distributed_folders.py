@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from support.crafted import Command
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
@@ -331,11 +332,6 @@ def test_a_part_that_is_another_tensor_is_refused(run: Any, broken: Path, tmp_pa
     assert (ran.status, "does not hold the float32 tensor of [2, 5]" in ran.err) == (2, True), ran.err
 
 
-class _Command:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("true",)
-
-
 def replace_item(folder: Path, name: str, number: int, value: Any) -> None:
     """Put another pickle in the place of an item, at the end of its file."""
     path, _, _ = place(folder, name, number) if name.startswith("model") else (folder / "__0_0.distcp", 0, 0)
@@ -352,20 +348,20 @@ def replace_item(folder: Path, name: str, number: int, value: Any) -> None:
 
 
 def test_a_value_that_runs_a_command_is_dangerous_and_never_run(run: Any, broken: Path) -> None:
-    replace_item(broken, "name", 0, _Command())
+    replace_item(broken, "name", 0, Command())
     document = json.loads(run("inspect", broken, "--json").out)
     assert document["safety"]["verdict"] == "dangerous"
     assert run("verify", broken).status == 1
 
 
 def test_a_part_that_runs_a_command_is_refused_where_it_is_read(run: Any, broken: Path, tmp_path: Path) -> None:
-    replace_item(broken, "model.rows.weight", 1, _Command())
+    replace_item(broken, "model.rows.weight", 1, Command())
     ran = run("convert", broken, tmp_path / "out.pt")
     assert (ran.status, "which no tensor needs" in ran.err) == (2, True), ran.err
     assert run("verify", broken).status == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80\x04N.", b"\x80\x04}.", b"junk", pickle.dumps(_Command())])
+@pytest.mark.parametrize("data", [b"", b"\x80\x04N.", b"\x80\x04}.", b"junk", pickle.dumps(Command())])
 def test_other_metadata_is_refused_in_one_sentence(run: Any, broken: Path, data: bytes) -> None:
     (broken / ".metadata").write_bytes(data)
     ran = run("inspect", broken)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from support.digits import EXAMPLES, training_script
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "examples"
 ACCURACY = 358 / 360
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_digits", EXAMPLES / "train_digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return training_script()
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from support.crafted import Command
 from torch import Tensor, nn
 
 from ckptool.errors import UnreadableCheckpoint
@@ -600,11 +601,6 @@ def test_memory_stays_flat(tmp_path: Path):
 # --- safety ---
 
 
-class Runs:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("true",)
-
-
 class Config:
     """Be a class that no list knows."""
 
@@ -613,7 +609,7 @@ class Config:
 
 
 def test_code_fails_with_name_and_place(judge: Callable[..., dict[str, Check]], state: State):
-    check = judge({"state_dict": state, "extra": Runs()})["safety"]
+    check = judge({"state_dict": state, "extra": Command()})["safety"]
     assert check.status == "fail"
     assert f"{os.system.__module__}.system" in check.message
     assert "data.pkl" in check.message
@@ -650,7 +646,7 @@ def test_usual_content_raises_no_alarm(judge: Callable[..., dict[str, Check]], s
 
 def test_what_a_broken_file_names_is_judged(tmp_path: Path):
     path = tmp_path / "model.pt"
-    torch.save({"extra": Runs(), "weight": torch.ones(2)}, path)
+    torch.save({"extra": Command(), "weight": torch.ones(2)}, path)
     rewritten(path, tmp_path / "cut.pt", lambda name, data: data[:-3] if name.endswith("data.pkl") else data)
     with pytest.raises(UnreadableCheckpoint) as caught:
         open_checkpoint(tmp_path / "cut.pt")

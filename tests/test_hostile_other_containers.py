@@ -39,7 +39,7 @@ from support.containers import (
     torch_tar_members,
     zipped,
 )
-from support.crafted import FOUR_FLOATS, PersistentId, Rebuilt, archived, legacy, members_of, named, pickled
+from support.crafted import FOUR_FLOATS, Command, PersistentId, Rebuilt, archived, legacy, members_of, named, pickled
 from support.tensors import materialise, torch_bytes
 from support.zips import archive, entries_of
 
@@ -51,13 +51,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 MODEL = archived(members_of({"w": Rebuilt(named())}, _0=FOUR_FLOATS))
 GB = 1 << 30
-
-
-class Call:
-    """Pickle as the call of something dangerous."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("true",)
 
 
 def refusal(tmp_path: Path, data: bytes) -> UnreadableCheckpoint:
@@ -299,7 +292,7 @@ def test_hostile_array_is_refused(tmp_path: Path, case: str) -> None:
 def test_array_of_objects_is_data(run: Any, tmp_path: Path, make: Callable[[Any], bytes]) -> None:
     path = tmp_path / "model"
     array = numpy.empty(1, object)
-    array[0] = Call()
+    array[0] = Command()
     path.write_bytes(make(array))
     with open_checkpoint(path) as checkpoint:
         assert "posix.system" in [use.ref.full_name for use in checkpoint.globals if use.ref.severity == "dangerous"]
@@ -354,7 +347,7 @@ PICKLES: dict[str, tuple[Callable[[], bytes], str]] = {
     "storage view": (lambda: with_storage(view=("v", 0, 4)), "a storage in the pickle does not hold one storage"),
     "storage is none": (lambda: with_storage(value=3), "a storage in the pickle does not hold one storage"),
     "storage magic": (lambda: with_storage(magic=3), "the preamble is not that of torch's format 1001"),
-    "storage system": (lambda: with_storage(system={"x": Call()}), "names code, which torch never writes there"),
+    "storage system": (lambda: with_storage(system={"x": Command()}), "names code, which torch never writes there"),
     "array version": (lambda: pickle.dumps(numpy.ones(3), 2).replace(b"(K\x01", b"(K\x02"), "NumPy does not write"),
 }
 
@@ -382,7 +375,7 @@ def test_one_storage_loaded_without_end_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_a_pickle_names_outlives_what_follows_it(tmp_path: Path) -> None:
-    error = refusal(tmp_path, pickle.dumps({}) + pickle.dumps(Call()))
+    error = refusal(tmp_path, pickle.dumps({}) + pickle.dumps(Command()))
     assert [use.ref.full_name for use in error.globals if use.ref.severity == "dangerous"] == ["posix.system"]
 
 
@@ -436,7 +429,7 @@ def test_modules_without_end_are_refused(tmp_path: Path) -> None:
 
 def test_program_names_what_its_pickle_would_run(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    path.write_bytes(script(w=Rebuilt(named()), x=Call()))
+    path.write_bytes(script(w=Rebuilt(named()), x=Command()))
     assert run("verify", path).status == 1
     assert json.loads(run("inspect", path, "--json").out)["safety"]["verdict"] == "dangerous"
 
@@ -531,7 +524,7 @@ def test_pickled_tensor_of_an_export_is_read_as_data(run: Any, tmp_path: Path) -
     path.write_bytes(zipped(members | {"m/data/weights/weight_1": torch_bytes(torch.arange(3.0))}))
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.root.get("state_dict").get("w").shape == (3,)
-    path.write_bytes(zipped(members | {"m/data/weights/weight_1": pickle.dumps(Call())}))
+    path.write_bytes(zipped(members | {"m/data/weights/weight_1": pickle.dumps(Command())}))
     assert run("verify", path).status == 1
 
 
@@ -569,7 +562,7 @@ def test_checkpoint_of_torch_0_1_lacks_a_file(tmp_path: Path) -> None:
 
 
 def test_codes_of_torch_0_1_are_told(tmp_path: Path) -> None:
-    members = torch_tar_members(pickle=pickled({"x": Call()}))
+    members = torch_tar_members(pickle=pickled({"x": Command()}))
     path = tmp_path / "model"
     path.write_bytes(tarred(members))
     with open_checkpoint(path) as checkpoint:

@@ -22,6 +22,7 @@ import pytest
 import torch
 from conftest import Ran
 from safetensors.torch import save_file
+from support.crafted import Command
 from support.strict_json import strictly
 
 from ckptool.formats.bystanders import name_bystander
@@ -514,13 +515,8 @@ def test_a_distributed_checkpoint_is_one_row(run: Run, tmp_path: Path) -> None:
 # What is dangerous, and what is odd.
 
 
-class _Command:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("true",)
-
-
 def test_a_dangerous_file_is_called_so(run: Run, tmp_path: Path) -> None:
-    save(tmp_path / "a.pt", extra=_Command())
+    save(tmp_path / "a.pt", extra=Command())
     assert run("inspect", tmp_path).out.splitlines()[0].split("\t")[-1] == "dangerous"
     assert "dangerous" in run("inspect", tmp_path, "--color", "always").out
 
@@ -562,8 +558,8 @@ def test_a_deepspeed_folder_is_one_row_and_a_link_to_the_latest_is_none(run: Run
 
 
 def test_a_dangerous_file_that_is_damaged_is_called_both(run: Run, tmp_path: Path) -> None:
-    path = save(tmp_path / "a.pt", extra=_Command())
-    torch.save({"state_dict": WEIGHTS, "extra": _Command()}, path, _use_new_zipfile_serialization=False)
+    path = save(tmp_path / "a.pt", extra=Command())
+    torch.save({"state_dict": WEIGHTS, "extra": Command()}, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes()[:-40])
     other = save(tmp_path / "b.pt")
     ran = run("inspect", path, other)

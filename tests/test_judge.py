@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
+from support.digits import EXAMPLES, training_script
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,7 +22,8 @@ from ckptool.verification.judge import judge
 from ckptool.verification.outputs import run_model
 from ckptool.verification.tasks.case import Background
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"))
 
@@ -85,24 +86,12 @@ def judged(model, inputs, device=CPU, make=None, load=None, untrained=None, **op
     return Judged({check.id: check for check in checks}, predictions)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Keep small networks from waiting for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # The digits network: real weights, real images.
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_digits", EXAMPLES / "train_digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return training_script()
 
 
 @pytest.fixture(scope="module")

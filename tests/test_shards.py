@@ -14,12 +14,12 @@ import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
+from support.tensors import assert_same
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
 from ckptool.formats.shards import is_sharded_folder
 from ckptool.loading import load_into, load_state_dict
-from tests.support.tensors import bits
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND, THIRD = (f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3))
@@ -38,11 +38,6 @@ def sharded(tmp_path: Path) -> Path:
     save_torch_state_dict(state(), folder, max_shard_size=600)
     assert sorted(path.name for path in folder.iterdir()) == [FIRST, SECOND, THIRD, INDEX]
     return folder
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert sorted(found) == sorted(expected)
-    assert [name for name in expected if bits(found[name]) != bits(expected[name])] == []
 
 
 def edit_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from huggingface_hub import load_torch_model, save_torch_state_dict, split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
-from support.tensors import bits
+from support.tensors import assert_same
 from torch import nn
 
 from ckptool.errors import OutputRefused
@@ -55,11 +55,6 @@ def sharded(tmp_path: Path) -> Path:
     save_torch_state_dict(six("module."), folder, max_shard_size=600)
     (folder / "config.json").write_text("{}")
     return folder
-
-
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert sorted(found) == sorted(expected)
-    assert [name for name in expected if bits(found[name]) != bits(expected[name])] == []
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:

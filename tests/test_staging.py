@@ -200,17 +200,6 @@ def test_the_longest_name_that_the_file_system_takes_is_written(tmp_path):
     assert (tmp_path / ("x" * 255)).read_bytes() == NEW
 
 
-@pytest.fixture
-def as_ordinary_user():
-    """Let root meet permissions as everyone else does."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    yield
-    os.seteuid(0)
-
-
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_folder_without_permission_is_refused(existing, as_ordinary_user):
     with tempfile.TemporaryDirectory() as name:

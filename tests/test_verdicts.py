@@ -17,6 +17,7 @@ import pytest
 import torch
 from support import crafted, zips
 from support.opcodes import Pickle
+from support.tensors import torch_bytes
 from torch import nn
 
 Run = Callable[..., Any]
@@ -50,26 +51,20 @@ def popped() -> bytes:
     return crafted.archived(crafted.members_of(None, _0=crafted.FOUR_FLOATS) | {"archive/data.pkl": call.data + honest})
 
 
-def saved(value: Any, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    torch.save(value, stream, **options)
-    return stream.getvalue()
-
-
 EVIL: dict[str, tuple[Callable[[], bytes], str]] = {
-    "in a container": (lambda: saved({"state_dict": weights(), "x": Acts(eval, "1")}), "__builtin__.eval"),
-    "among the weights": (lambda: saved({**weights(), "x": Acts(eval, "1")}), "__builtin__.eval"),
-    "as a key": (lambda: saved({"state_dict": weights(), Acts(eval, "'a'"): 1}), "__builtin__.eval"),
-    "the whole file": (lambda: saved(Acts(eval, "1")), "__builtin__.eval"),
-    "with a state": (lambda: saved({"state_dict": weights(), "x": ActsLater(exec, "1")}), "__builtin__.exec"),
+    "in a container": (lambda: torch_bytes({"state_dict": weights(), "x": Acts(eval, "1")}), "__builtin__.eval"),
+    "among the weights": (lambda: torch_bytes({**weights(), "x": Acts(eval, "1")}), "__builtin__.eval"),
+    "as a key": (lambda: torch_bytes({"state_dict": weights(), Acts(eval, "'a'"): 1}), "__builtin__.eval"),
+    "the whole file": (lambda: torch_bytes(Acts(eval, "1")), "__builtin__.eval"),
+    "with a state": (lambda: torch_bytes({"state_dict": weights(), "x": ActsLater(exec, "1")}), "__builtin__.exec"),
     "in a legacy stream": (
-        lambda: saved({"state_dict": weights(), "x": Acts(eval, "1")}, _use_new_zipfile_serialization=False),
+        lambda: torch_bytes({"state_dict": weights(), "x": Acts(eval, "1")}, _use_new_zipfile_serialization=False),
         "__builtin__.eval",
     ),
     "forgotten": (popped, "os.system"),
-    "a nested load": (lambda: saved({"state_dict": weights(), "x": Acts(pickle.loads, b"N.")}), "pickle.loads"),
+    "a nested load": (lambda: torch_bytes({"state_dict": weights(), "x": Acts(pickle.loads, b"N.")}), "pickle.loads"),
     "a nested torch.load": (
-        lambda: saved({"state_dict": weights(), "x": Acts(torch.storage._load_from_bytes, b"")}),
+        lambda: torch_bytes({"state_dict": weights(), "x": Acts(torch.storage._load_from_bytes, b"")}),
         "torch.storage._load_from_bytes",
     ),
 }
@@ -125,12 +120,12 @@ def garbled(data: bytes) -> bytes:
 
 ZIPPED = {"x": Acts(eval, "1" * 50), "state_dict": weights()}
 DAMAGED: dict[str, Callable[[], bytes]] = {
-    "cut": lambda: cut_archive(saved(ZIPPED)),
-    "a wrong checksum": lambda: wrong_checksum(saved(ZIPPED)),
-    "a record that is missing": lambda: missing_record(saved(ZIPPED)),
-    "an unknown opcode": lambda: garbled(saved(ZIPPED)),
-    "a legacy stream without its end": lambda: saved(ZIPPED, _use_new_zipfile_serialization=False)[:-9],
-    "a legacy stream cut in its pickle": lambda: saved(ZIPPED, _use_new_zipfile_serialization=False)[:400],
+    "cut": lambda: cut_archive(torch_bytes(ZIPPED)),
+    "a wrong checksum": lambda: wrong_checksum(torch_bytes(ZIPPED)),
+    "a record that is missing": lambda: missing_record(torch_bytes(ZIPPED)),
+    "an unknown opcode": lambda: garbled(torch_bytes(ZIPPED)),
+    "a legacy stream without its end": lambda: torch_bytes(ZIPPED, _use_new_zipfile_serialization=False)[:-9],
+    "a legacy stream cut in its pickle": lambda: torch_bytes(ZIPPED, _use_new_zipfile_serialization=False)[:400],
 }
 
 
@@ -176,7 +171,7 @@ def test_a_legacy_stream_cut_anywhere_behind_the_call_names_it(run: Run, tmp_pat
 
 def test_what_cannot_be_read_is_never_clean(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    path.write_bytes(saved({"w": torch.ones(4)}, _use_new_zipfile_serialization=False)[:-3])
+    path.write_bytes(torch_bytes({"w": torch.ones(4)}, _use_new_zipfile_serialization=False)[:-3])
     answer = json.loads(run("inspect", path, "--json").out)
     assert answer["safety"]["verdict"] == "unknown"
     assert {one["severity"] for one in answer["safety"]["globals"]} == {"safe"}
@@ -184,7 +179,7 @@ def test_what_cannot_be_read_is_never_clean(run: Run, tmp_path: Path) -> None:
 
 def test_damaged_values_hide_no_global(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    data = bytearray(saved({"w": torch.ones(1000), "x": Acts(eval, "1")}))
+    data = bytearray(torch_bytes({"w": torch.ones(1000), "x": Acts(eval, "1")}))
     data[data.index(b"\x00\x00\x80\x3f" * 100)] ^= 1
     path.write_bytes(data)
     ran = run("inspect", path, "--stats", "--json")
@@ -278,7 +273,7 @@ HONEST: dict[str, Callable[[], dict[str, Any]]] = {
 def test_no_false_alarm(run: Run, tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     path = tmp_path / "model.pt"
-    path.write_bytes(saved(HONEST[name](), **options))
+    path.write_bytes(torch_bytes(HONEST[name](), **options))
     ran = run("verify", path, "--json", "--checks", "safety", "--checks", "integrity")
     answer = json.loads(ran.out)
     assert (ran.status, {check["status"] for check in answer["checks"]}) == (0, {"pass"}), ran.out

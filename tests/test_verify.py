@@ -16,6 +16,8 @@ import pytest
 import torch
 from support.strict_json import strictly
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 DIGITS = EXAMPLES / "digits.ckpt"
@@ -87,15 +89,6 @@ class NeedsWidth(nn.Module):
         super().__init__()
         self.fc = nn.Linear(width, 3)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Compute with one thread: for matrices as small as these, two wait for each other more than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -15,6 +16,13 @@ import torch._utils
 
 MAGIC = 0x1950A86A20F9469CFC6C
 SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+
+
+class Command:
+    """Pickle as the call of a command, as attacks do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
 
 
 @dataclass(frozen=True)

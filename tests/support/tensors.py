@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ def bits(tensor: torch.Tensor) -> bytes:
     """Give the bytes of a tensor's elements in row-major order, lazy bits resolved."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     return plain.view(_BITS[plain.element_size()]).numpy().tobytes()
+
+
+def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Demand the same names, and under each the same dtype, shape and bits."""
+    assert sorted(found) == sorted(expected)
+    kinds = [{name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()} for tensors in (found, expected)]
+    assert kinds[0] == kinds[1]
+    assert [name for name in expected if bits(found[name]) != bits(expected[name])] == []
 
 
 def same(spec: TensorSpec, tensor: torch.Tensor) -> bool:
