@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckptool.errors import OutputRefused
-from ckptool.layouts import node_at, packed_scales, rename_key, rename_module_path, whole_tensor
+from ckptool.layouts import node_at, packed_scales, rename_key, whole_tensor
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.conversion import BESIDE, ConvertOptions, Dropped, MadeDense, OutputKind, Tie
+from ckptool.model.conversion import ConvertOptions, Dropped, MadeDense, OutputKind, Tie
 from ckptool.model.copies import CopyPlan, PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
-from ckptool.model.plans import CLEAN_MARK, KeyPlan, Note, StateDict
-from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec, walk
+from ckptool.model.plans import KeyPlan, Note, StateDict
+from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
+from ckptool.operations import left_out
+from ckptool.operations.clean_node import clean_node, mark_clean
 from ckptool.operations.copy_notes import copy_notes, simplified_notes
 from ckptool.operations.entries import refuse_unwritable
 from ckptool.operations.facts import CarriedFacts
@@ -133,21 +135,21 @@ def plan_copy(
     rebuilder = Rebuilder(placer.place_any, lambda name: rename_key(key_plan, name), {}, options.foreign)
     if kind == "safetensors":
         plan = _plan_safetensors(checkpoint, options, tensors, facts)
-        lost = [*_not_tensors(state_dict, key_plan, tensors), *_beside(checkpoint, state_dict, facts.places)]
+        lost = left_out.without_tensors(state_dict, key_plan, tensors)
+        lost += left_out.beside(checkpoint, state_dict, facts.places)
     else:
-        root = _clean_node(state_dict, key_plan, {**tensors, **kept}, rebuilder)
+        root = clean_node(state_dict, key_plan, {**tensors, **kept}, rebuilder)
         if (options.keep_rest or options.in_place) and (key_plan.rule.leading or state_dict.is_clean):
-            _mark_clean(root)
+            mark_clean(root)
         root, lost = _with_rest(checkpoint, state_dict, root, rebuilder, options)
         plan = CopyPlan(tensors, root)
-    keys = [Dropped(move.source, move.reason, _nbytes(state_dict.entries[move.source])) for move in key_plan.dropped]
     node = node_at(checkpoint.root, state_dict.path)
-    lost = [*lost, *_attributes(node), *_program(checkpoint)]
-    module = tuple(_around(node, state_dict))
+    lost = [*lost, *left_out.set_on(node), *left_out.program_of(checkpoint)]
+    module = tuple(left_out.around(node, state_dict))
     return PlannedCopy(
         plan=plan,
         specs=specs,
-        dropped=(*keys, *module, *lost, *rebuilder.dropped),
+        dropped=(*left_out.dropped_keys(state_dict, key_plan), *module, *lost, *rebuilder.dropped),
         foreign=tuple(rebuilder.dropped),
         flattened=tuple(rebuilder.flattened),
         ties=_ties(tensors, plan.aliases),
@@ -207,138 +209,22 @@ def _carried(checkpoint: Checkpoint) -> dict[str, str]:
     return {key: text for key, text in checkpoint.metadata.items() if key in names or text not in names}
 
 
-def _not_tensors(state_dict: StateDict, key_plan: KeyPlan, tensors: Mapping[str, Any]) -> list[Dropped]:
-    return [
-        Dropped(source, "not a tensor: a safetensors file holds tensors only")
-        for source, target in key_plan.kept.items()
-        if target not in tensors and not _says_nothing(state_dict.entries[source])
-    ]
-
-
-def _says_nothing(value: Any) -> bool:
-    """Tell whether a value is empty, as ``get_extra_state`` of many modules returns it."""
-    return value is None or value == b"" or (isinstance(value, DictNode | list | tuple) and len(value) == 0)
-
-
 # --- torch ---
-
-
-def _clean_node(state_dict: StateDict, key_plan: KeyPlan, tensors: Mapping[str, Any], rebuilder: Rebuilder) -> DictNode:
-    """Build the state dict under its clean keys, with what is no tensor in it and with torch's ``_metadata``."""
-    node = DictNode(type_name="OrderedDict")
-    for source, target in key_plan.kept.items():
-        losses = len(rebuilder.dropped)
-        value = tensors[target] if target in tensors else rebuilder.rebuild(state_dict.entries[source], target)
-        if len(rebuilder.dropped) == losses or value is not None:
-            node.pairs.append((target, value))
-    if isinstance(state_dict.key_metadata, DictNode):
-        metadata = rebuilder.rebuild(state_dict.key_metadata, "_metadata")
-        node.attributes = DictNode([("_metadata", _renamed_modules(metadata, key_plan))])
-    return node
-
-
-def _mark_clean(node: DictNode) -> None:
-    """Say in ``_metadata`` that these names are clean, for the next time that the container is looked at."""
-    metadata = node.attributes.get("_metadata") if node.attributes is not None else DictNode(type_name="OrderedDict")
-    others = [(path, entry) for path, entry in metadata.pairs if path != ""]
-    entry = metadata.get("")
-    kept = [pair for pair in entry.pairs if pair[0] != CLEAN_MARK] if isinstance(entry, DictNode) else []
-    root = DictNode([*kept, (CLEAN_MARK, True)])
-    node.attributes = DictNode([("_metadata", DictNode([("", root), *others], "OrderedDict"))])
-
-
-def _renamed_modules(metadata: DictNode, key_plan: KeyPlan) -> DictNode:
-    """Bring the module paths of ``_metadata`` to clean names; where keys were mapped one by one, by their moves."""
-    moved = _moved_modules(key_plan) if key_plan.rule.mapping else None
-    renamed = {
-        target: entry
-        for path, entry in metadata.text_items().items()
-        if (target := rename_module_path(key_plan, path) if moved is None else moved.get(path)) is not None
-    }
-    return DictNode(list(renamed.items()), "OrderedDict")
-
-
-def _moved_modules(key_plan: KeyPlan) -> dict[str, str]:
-    """Tell from the keys below each module where it went: ``model.fc`` to ``fc``, if only its front changed."""
-    moved: dict[str, str] = {}
-    for source, target in key_plan.kept.items():
-        steps, target_steps = source.split("."), target.split(".")
-        while steps and target_steps and steps.pop() == target_steps.pop():
-            moved[".".join(steps)] = ".".join(target_steps)
-    return moved
 
 
 def _with_rest(
     checkpoint: Checkpoint, state_dict: StateDict, clean: DictNode, rebuilder: Rebuilder, options: ConvertOptions
 ) -> tuple[Any, list[Dropped]]:
     if not (options.keep_rest or options.in_place):
-        return clean, _beside(checkpoint, state_dict, frozenset())
+        return clean, left_out.beside(checkpoint, state_dict, frozenset())
     node = node_at(checkpoint.root, state_dict.path)
-    if _unchosen(node, state_dict):
+    if left_out.unchosen(node, state_dict):
         raise OutputRefused(
             f"{checkpoint.path}: other weights lie in the same mapping as the chosen ones, which therefore cannot keep "
             "the rest of their container; write them without --keep-rest"
         )
     rebuilder.replaced[id(node)] = clean
     return rebuilder.rebuild(checkpoint.root), []
-
-
-# --- what both tell ---
-
-
-def _beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[str]) -> list[Dropped]:
-    """List what stands beside the chosen state dict in its container and is not written."""
-    dropped = []
-    node = checkpoint.root
-    for depth, step in enumerate(state_dict.path):
-        if not isinstance(node, DictNode):
-            break
-        for key, value in node.pairs:
-            name = ".".join((*state_dict.path[:depth], str(key)))
-            if key != step and name not in carried:
-                dropped.append(Dropped(name, BESIDE, _nbytes(value)))
-        node = node_at(node, (step,))
-    unchosen = _unchosen(node, state_dict)
-    return [*dropped, *(Dropped(key, "not among the chosen weights", _nbytes(value)) for key, value in unchosen)]
-
-
-def _unchosen(node: Any, state_dict: StateDict) -> list[tuple[str, Any]]:
-    """List what lies in the same mapping as the chosen weights without being one of them (an EMA copy)."""
-    chosen = set(map(id, state_dict.entries.values()))
-    pairs = node.text_items().items() if isinstance(node, DictNode) else ()
-    return [(key, value) for key, value in pairs if id(whole_tensor(value)) not in chosen]
-
-
-def _attributes(node: Any) -> list[Dropped]:
-    """List what is set on the mapping of the chosen weights itself, but for torch's own ``_metadata``."""
-    attributes = node.attributes if isinstance(node, DictNode) else None
-    pairs = [] if attributes is None else attributes.pairs
-    return [
-        Dropped(f"__dict__.{key}", "an attribute of a mapping", _nbytes(value))
-        for key, value in pairs
-        if key != "_metadata"
-    ]
-
-
-def _around(node: Any, state_dict: StateDict) -> Iterable[Dropped]:
-    """List the pickled module that the weights were taken out of: its class, and the attributes that are no weights."""
-    if isinstance(node, Stub):
-        own = {id(value) for entry in state_dict.entries.values() for _, value in walk(entry)}
-        others = [value for _, value in walk(node) if isinstance(value, TensorSpec) and id(value) not in own]
-        name = ".".join(state_dict.path) or node.ref.name
-        reason = f"a pickled module, {node.ref.full_name}: only its state dict is written"
-        yield Dropped(name, reason, sum(value.nbytes for value in others))
-
-
-def _program(checkpoint: Checkpoint) -> Iterable[Dropped]:
-    """List the code of a program, which is never written."""
-    if any(finding.code == "program" for finding in checkpoint.findings):
-        yield Dropped("program", "code: only its tensors are written")
-
-
-def _nbytes(value: Any) -> int:
-    """Sum the dense bytes of all tensors in a value, each once."""
-    return sum(node.nbytes for _, node in walk(value) if isinstance(node, TensorSpec))
 
 
 def _ties(tensors: Mapping[str, PlannedTensor], aliases: Mapping[str, str]) -> tuple[Tie, ...]:
