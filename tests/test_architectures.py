@@ -16,11 +16,16 @@ from support.strict_json import strictly
 from torch import nn
 
 from ckptool.loading.architecture_index import build_index
+from ckptool.loading.automatic import automatic_model
+from ckptool.loading.build import build_model
+from ckptool.loading.torchvision import ensure_torchvision
 from ckptool.model.inspection import Architecture, ArchitectureMatch, TensorRow
+from ckptool.model.verification import VerifyOptions
 from ckptool.operations.architectures import recognise
 from ckptool.operations.architectures.index import PATH, decode, load_index
 from ckptool.operations.architectures.recognition import identify
 from ckptool.operations.module_tree import grow
+from ckptool.operations.opening import open_path
 from ckptool.operations.preview import preview
 
 Pairs = list[tuple[str, tuple[int, ...]]]
@@ -113,6 +118,21 @@ def test_an_architecture_built_for_real_is_found() -> None:
         assert match is not None
         assert match.kind == "exact"
         assert f"transformers:{kind.__name__}" in names_in(match)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv3_small_050"])
+def test_an_architecture_of_timm_built_for_real_is_found(name: str) -> None:
+    try:
+        ensure_torchvision()
+        import timm
+    except ImportError:
+        pytest.skip("timm, or torchvision that it needs, is not installed")
+    with torch.device("meta"):
+        state = timm.create_model(name).state_dict()
+    match = found_in([(key, tuple(tensor.shape)) for key, tensor in state.items()])
+    assert match is not None
+    assert match.kind == "exact"
+    assert f"timm:{name}" in names_in(match)
 
 
 # What people make of them.
@@ -338,3 +358,78 @@ def test_it_is_said_in_plain_lines(run: Run, tmp_path: Path) -> None:
     assert ["difference", "head: 1000 -> 10 classes"] in lines
     assert ["stage", "layer1", "3", "Bottleneck", "256", ""] in lines
     assert [line[:4] for line in lines if line[0] == "architecture"] == [["architecture", RESNET, "resnet", "head"]]
+
+
+# As a reference for names, and as a model.
+
+
+def strip(run: Run, folder: Path, pairs: Pairs, like: str, *arguments: object) -> Any:
+    return run("strip-prefixes", saved(folder, pairs), folder / "clean.pt", "--like", like, *arguments)
+
+
+def test_an_architecture_is_a_reference_whatever_its_number_of_classes(run: Run, tmp_path: Path) -> None:
+    name, classes = "timm:test_efficientnet", {"classifier.weight": (7, 256), "classifier.bias": (7,)}
+    pairs = [*renamed(replaced(tensors_of(name), classes), "^", "net."), ("loss.centers", (7, 256))]
+    ran = strip(run, tmp_path, pairs, name, "--force")
+    assert ran.status == 0, ran.err
+    written = torch.load(tmp_path / "clean.pt")
+    assert sorted(written) == sorted(key for key, _ in tensors_of(name))
+    assert written["classifier.weight"].shape == (7, 256)
+
+
+def test_a_file_from_before_there_were_counters_has_a_reference_too(run: Run, tmp_path: Path) -> None:
+    name = "timm:test_efficientnet"
+    pairs = [pair for pair in tensors_of(name) if "num_batches" not in pair[0]]
+    assert len(pairs) < len(tensors_of(name))
+    ran = strip(run, tmp_path, renamed(pairs, "^", "net."), name, "--force")
+    assert ran.status == 0, ran.err
+    assert sorted(torch.load(tmp_path / "clean.pt")) == sorted(key for key, _ in pairs)
+
+
+@pytest.mark.parametrize(
+    ("like", "words"),
+    [
+        ("timm:resnet5", r"timm:resnet5: no such architecture in the index; did you mean timm:resnet50"),
+        ("torchvision:qqqqqqqqqqqqqqqqqqqqqqqq", r"no such architecture in the index; give a checkpoint, or a list"),
+        ("timm:resnet50", r'"layer1\.0\.conv1\.weight".*: in the reference, not in this state dict'),
+    ],
+)
+def test_what_is_no_reference_is_refused(like: str, words: str, run: Run, tmp_path: Path) -> None:
+    ran = strip(run, tmp_path, tensors_of("timm:resnet18"), like)
+    assert ran.status == 2
+    assert re.search(words, ran.err), ran.err
+    assert ran.err.count("\n") == 1
+
+
+def automatic(path: Path) -> str:
+    with open_path(path) as opened:
+        return automatic_model(opened)
+
+
+def test_the_only_architecture_that_fits_is_built(tmp_path: Path) -> None:
+    name = "transformers:SegformerForImageClassification"
+    with open_path(saved(tmp_path, tensors_of(name))) as opened:
+        assert build_model(VerifyOptions(model="auto"), opened).description.startswith(f"{name}(")
+
+
+def test_of_several_architectures_the_recorded_one_is_meant(tmp_path: Path) -> None:
+    state = {name: torch.zeros(()).expand(shape) for name, shape in tensors_of(RESNET)}
+    path = tmp_path / "last.pth.tar"
+    torch.save({"epoch": 3, "arch": "resnetblur50", "state_dict": state, "optimizer": {}, "version": 2}, path)
+    assert automatic(path) == "timm:resnetblur50"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (lambda: tensors_of(RESNET), r"4 architectures have its names and shapes; give --model timm:resnet50 or"),
+        (lambda: CHANGES["classes"][0](tensors_of(RESNET)), r"1000 -> 10 classes\); give --model timm:resnet50 or"),
+        (lambda: [("0.weight", (3, 4)), ("2.weight", (2, 3))], r"no architecture .* --model FILE\.py:Class"),
+    ],
+)
+def test_what_names_and_shapes_do_not_settle_is_refused(
+    pairs: Callable[[], Pairs], words: str, run: Run, tmp_path: Path
+) -> None:
+    ran = run("verify", saved(tmp_path, pairs()), "--model", "auto", "--checks", "load")
+    assert ran.status == 2
+    assert re.search(words, ran.err), ran.err

@@ -32,7 +32,9 @@ Select = Annotated[
 ]
 Like = Annotated[
     Optional[Path],
-    typer.Option("--like", help="Reference names: a checkpoint, or a text file with one key a line.", metavar="FILE"),
+    typer.Option(
+        "--like", help="Reference names: a checkpoint, a list (one key a line), or timm:NAME.", metavar="FILE"
+    ),
 ]
 Prefix = Annotated[
     Optional[str], typer.Option("--prefix", help="Strip exactly this prefix; every key must have it.", metavar="P")

@@ -46,7 +46,8 @@ class ModelOptions:
         Optional[str],
         typer.Option(
             "--model",
-            help="package.module:factory, FILE.py:Class, timm:NAME, torchvision:NAME, transformers:DIR, or an archive.",
+            help="package.module:factory, FILE.py:Class, timm:NAME, torchvision:NAME, transformers:DIR, an archive, "
+            "or auto: what names and shapes tell.",
             metavar="MODEL",
         ),
     ] = None

@@ -25,6 +25,7 @@ from ckptool.model.values import OpaqueTensor, TensorSpec
 Shape = tuple[int, ...] | None
 Reference = Mapping[str, Shape]
 
+COUNTER = "num_batches_tracked"
 DEEPEST_PREFIX = 3  # segments: deeper ones are parts of the network, not wrappers around it
 LEFT_OVER = "not among the names of the reference"  # why a key is dropped
 RULES_TRIED = 8  # per way of cleaning: those with the most matching names
@@ -50,6 +51,7 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
 
     :raises PlanRefused: two rules do equally well, or none reaches every name.
     """
+    reference = _expected(draft, reference)
     best = _best_trial(draft, reference, "", frozenset(keep))
     front = _shared_front(reference)
     if front and len(best.targets) < len(reference):
@@ -64,6 +66,13 @@ def follow_reference(draft: Draft, reference: Reference, keep: Iterable[str] = (
     if best.rule.removed or not Names(draft.names).private_segments():
         draft.rule = replace(best.rule, removed=removable_segments(keep))
     draft.note("by-reference", f"{describe(best.rule)} matches all {len(reference)} names of the reference")
+
+
+def _expected(draft: Draft, reference: Reference) -> Reference:
+    """Leave the counters of batch norm out where the file is too old to have any (PyTorch before 0.4.1)."""
+    if any(name.endswith(COUNTER) for name in draft.names):
+        return reference
+    return {name: shape for name, shape in reference.items() if not name.endswith(COUNTER)}
 
 
 def _record_wrappers(draft: Draft, rule: KeyRule) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from ckptool.errors import CkptoolError
 from ckptool.loading.archive import archive_kind, build_archive
 from ckptool.loading.arguments import Recorded, read_recorded, recorded_arguments, required_arguments
+from ckptool.loading.automatic import AUTOMATIC, automatic_model
 from ckptool.loading.built import BuiltModel, InputHint, Modality, Preprocessing
 from ckptool.loading.checked import load_checked
 from ckptool.loading.code import code_factory
@@ -54,10 +55,12 @@ def build_model(options: VerifyOptions, opened: OpenedCheckpoint) -> BuiltModel:
     text = options.model
     if text is None:
         raise CkptoolError(f"{opened.checkpoint.path}: no model to build; name one with --model")
+    view = OpenedCheckpoint(opened.checkpoint, options.weights, options.keys)
+    if text == AUTOMATIC:
+        text = automatic_model(view)
     factory = zoo_factory(text, options.trust_code)
     if factory is None and Path(text).is_file() and not text.endswith(".py"):
         return build_archive(Path(text), trust_code=options.trust_code)
-    view = OpenedCheckpoint(opened.checkpoint, options.weights, options.keys)
     return _build(factory or code_factory(text, options.app_dir), view, options)
 
 

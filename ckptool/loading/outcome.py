@@ -7,13 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ckptool.layouts.reference import COUNTER
 from ckptool.layouts.segments import quoted
 from ckptool.loading.model_names import ModelNames
 from ckptool.loading.placement import Placement
 from ckptool.model.loading import LoadReport, Mismatch
 from ckptool.operations.opening import OpenedCheckpoint
-
-_COUNTER = "num_batches_tracked"
 
 
 def contradictions(names: ModelNames, tensors: Mapping[str, Tensor]) -> dict[str, Mismatch]:
@@ -41,8 +40,8 @@ def summarise(view: OpenedCheckpoint, names: ModelNames, placement: Placement) -
     present = {names.slots[name].identity for name in found}
     absent = [name for name in names.slots if name not in found and name not in mismatched]
     tied = [name for name in absent if names.slots[name].identity in present]
-    counted = any(key.rpartition(".")[2] == _COUNTER for key in view.state_dict.entries)
-    defaulted = [name for name in absent if name not in tied and name.rpartition(".")[2] == _COUNTER and not counted]
+    counted = any(key.rpartition(".")[2] == COUNTER for key in view.state_dict.entries)
+    defaulted = [name for name in absent if name not in tied and name.rpartition(".")[2] == COUNTER and not counted]
     missing = [name for name in absent if name not in {*tied, *defaulted}]
     return LoadReport(
         source=view.checkpoint.path,

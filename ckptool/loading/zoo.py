@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import Parameter
@@ -23,6 +24,7 @@ from ckptool.loading.factories import Factory, Size, parameters_of
 from ckptool.loading.foreign import foreign_code
 from ckptool.loading.torchvision import ensure_torchvision
 
+_CLASS = re.compile(r"[A-Z]\w*(Model|For[A-Z]\w+|Head|Backbone)")
 _TOKEN_DIMENSIONS = 3  # of a position embedding: 1, tokens, width
 
 
@@ -186,6 +188,8 @@ def _torchvision_preprocessing(models: ModuleType, name: str) -> Preprocessing |
 
 def _transformers(text: str, name: str, trust_code: bool) -> Factory:
     folder = Path(name)
+    if _CLASS.fullmatch(name) and not folder.exists():
+        return _transformers_at_defaults(text, name)
     if not (folder / "config.json").is_file():
         raise CkptoolError(f"--model {text}: there is no {folder / 'config.json'}; name the folder that it lies in")
     library = _import_zoo(text, "transformers")
@@ -208,6 +212,22 @@ def _transformers(text: str, name: str, trust_code: bool) -> Factory:
         call,
         None,
         preprocessing=lambda _model: _hub_preprocessing(folder),
+        own_sizes=lambda model: (Size("num_labels", 0, getattr(model, "config", configuration).num_labels),),
+    )
+
+
+def _transformers_at_defaults(text: str, name: str) -> Factory:
+    """Give a class of transformers as its configuration is where nothing is set."""
+    library = _import_zoo(text, "transformers")
+    kind = getattr(library, name, None)
+    own = getattr(kind, "config_class", None)
+    if kind is None or own is None:
+        raise CkptoolError(f"--model {text}: transformers {library.__version__} has no such model; check the name")
+    configuration = own()
+    return Factory(
+        text,
+        lambda **arguments: kind(own(**arguments)),
+        None,
         own_sizes=lambda model: (Size("num_labels", 0, getattr(model, "config", configuration).num_labels),),
     )
 

@@ -11,6 +11,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.json_tables import read_json
 from ckptool.layouts import select
 
+_ARCHITECTURE = re.compile(r"(timm|torchvision|transformers):.+")
 MAX_TEXT_BYTES = 64 << 20
 _TEXT = re.compile(rb"[^\x00-\x08\x0e-\x1f]*")
 _SED = re.compile(
@@ -21,8 +22,16 @@ _SED = re.compile(
 def read_reference(path: Path) -> Mapping[str, tuple[int, ...] | None]:
     """Read the names to be reached out of a checkpoint (with shapes) or a text file (one key a line).
 
-    A checkpoint's names are taken as they stand in it.
+    A checkpoint's names are taken as they stand in it. The name of an architecture (``timm:resnet50``) stands for its
+    names; its head may have any number of classes.
+
+    :raises CkptoolError: it cannot be read, or there is no such architecture.
     """
+    architecture = _ARCHITECTURE.fullmatch(str(path))
+    if architecture is not None and not path.exists():
+        from ckptool.operations.architectures.named import names_of  # the only one that reads the index
+
+        return names_of(str(path))
     try:
         with open_checkpoint(path) as checkpoint:
             selection = select(checkpoint)

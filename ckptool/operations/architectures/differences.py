@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from ckptool.operations.architectures.index import COUNTER, Index, Shape
+from ckptool.layouts.reference import COUNTER
+from ckptool.operations.architectures.index import Index, Shape
 from ckptool.operations.architectures.matching import Candidate
 from ckptool.operations.module_tree import Branch, is_number
 
@@ -69,7 +70,7 @@ def difference(index: Index, candidate: Candidate, root: Branch) -> Difference:
     found.changed = {
         path: (shape, inside[path]) for path, shape in wanted.items() if path in inside and inside[path] != shape
     }
-    regions = _Regions(wanted)
+    regions = Regions(wanted)
     found.regions = {path: regions.of(path) for path in found.paths()}
     found.regions |= dict.fromkeys(beside, "head" if len(beside) <= _BESIDE else "")
     found.added |= beside
@@ -87,7 +88,7 @@ def _listed(branch: Branch, prefix: str = "") -> Iterator[tuple[str, Shape]]:
         yield from _listed(child, f"{prefix}{name}.")
 
 
-class _Regions:
+class Regions:
     """Tell the head and the stem of an architecture from the network between them."""
 
     def __init__(self, wanted: Mapping[str, Shape]) -> None:

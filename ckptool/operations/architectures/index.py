@@ -13,11 +13,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptool.layouts.reference import COUNTER
 from ckptool.operations.module_tree import Branch
 
 Shape = tuple[int, ...] | None
 PATH = Path(__file__).with_name("index.xz")
-COUNTER = "num_batches_tracked"  # PyTorch before 0.4.1 has none, and nothing but training reads it
 _HERE = ""  # the segment of a tensor at a place where modules lie below, too
 _INTEGERS = "I"  # in the file: 4 bytes, little-endian
 

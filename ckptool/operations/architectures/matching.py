@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ckptool.layouts.reference import COUNTER
 from ckptool.model.inspection import TensorRow
-from ckptool.operations.architectures.index import COUNTER, Entry, Index, Shape, count
+from ckptool.operations.architectures.index import Entry, Index, Shape, count
 from ckptool.operations.module_tree import Branch
 
 LEAST_SHARE = 0.5  # of the tensors of both: below it, two networks have a few layers in common and not more
