@@ -35,6 +35,7 @@ DIGITS = Path(__file__).parents[1] / "examples" / "digits.ckpt"
 CHUNKS = 8
 MAX_INDEX_BYTES = 600_000
 SAMPLE = 120
+CLASS_COUNTS = (2, 1000, 21841, 21843)  # at the defaults of the index: labels, ImageNet, ImageNet-21k
 
 
 def tensors_of(name: str) -> Pairs:
@@ -151,15 +152,17 @@ def test_random_changes_of_head_and_stem_leave_an_architecture_recognised() -> N
 
 
 def changed_at_the_ends(pairs: Pairs, chance: random.Random) -> Pairs:
+    """Change classes and input channels, put a dropout before the head and one more prefix before every name."""
     weights = [name for name, shape in pairs if len(shape) > 1 and name.endswith("weight")]
-    sizes = dict(pairs)
-    head, stem = weights[-1].removesuffix("weight"), weights[0]
-    for name in (head + "weight", head + "bias"):
-        if name in sizes:
+    if not weights:
+        return pairs
+    sizes, head, behind = dict(pairs), weights[-1].removesuffix("weight"), ""
+    if sizes[weights[-1]][0] in CLASS_COUNTS:
+        behind = chance.choice(("", "1."))
+        for name in {head + "weight", head + "bias"} & sizes.keys():
             sizes[name] = (chance.choice((7, 100)), *sizes[name][1:])
-    if len(sizes[stem]) == 4:
-        sizes[stem] = (sizes[stem][0], chance.choice((1, 4)), *sizes[stem][2:])
-    behind = chance.choice(("", "1."))
+    if len(sizes[weights[0]]) == 4:
+        sizes[weights[0]] = (sizes[weights[0]][0], chance.choice((1, 4)), *sizes[weights[0]][2:])
     before = chance.choice(("", "backbone.", "net."))
     return [
         (before + (name.replace(head, head + behind) if name.startswith(head) else name), shape)
@@ -350,6 +353,13 @@ def test_nothing_is_looked_up_where_nobody_asks(run: Run, tmp_path: Path, monkey
     path = saved(tmp_path, tensors_of(RESNET))
     monkeypatch.setattr("ckptool.operations.architectures.recognition.load_index", lambda: pytest.fail("it was read"))
     assert answer(run, path, "--no-architecture")["architecture"] is None
+
+
+def test_inspect_says_how_a_prefix_is_taken_off(run: Run, tmp_path: Path) -> None:
+    name = "timm:test_efficientnet"
+    path = saved(tmp_path, renamed(tensors_of(name), "^", "student."))
+    [note] = [note for note in answer(run, path)["notes"] if note["code"] == "architecture-prefix"]
+    assert f"strip-prefixes --like {name} takes it off" in note["text"]
 
 
 def test_it_is_said_in_plain_lines(run: Run, tmp_path: Path) -> None:

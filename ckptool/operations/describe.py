@@ -83,7 +83,7 @@ def describe(
         ties=_ties(() if chosen is None else tied[chosen], rows),
         safety=safety,
         architecture=architecture,
-        notes=(*_notes(checkpoint, selection, plan), *_twins(architecture)),
+        notes=(*_notes(checkpoint, selection, plan), *_match_notes(architecture)),
         next=next_step(checkpoint, selection, keys, safety),
         tensors=_listed(rows, table, options, progress or NoProgress()) if options.lists_tensors else None,
         tree=fold(grow(_wanted(clean, options))) if options.tree else None,
@@ -227,10 +227,15 @@ def _architecture(rows: Sequence[TensorRow], in_order: bool) -> Architecture | N
     return recognise(sketch, rows)
 
 
-def _twins(architecture: Architecture | None) -> Iterator[Note]:
-    """Say what tells architectures apart that have the same names and shapes."""
-    match = architecture and architecture.match
-    if match and match.kind == "exact" and match.alternatives:
+def _match_notes(architecture: Architecture | None) -> Iterator[Note]:
+    """Say what tells architectures apart that have the same names and shapes, and how their names are reached."""
+    match = None if architecture is None else architecture.match
+    if match is None or match.kind != "exact":
+        return
+    if match.differences:
+        reason = "without the prefix, the names are those of that architecture"
+        yield Note("architecture-prefix", f"strip-prefixes --like {match.name} takes it off: {reason}")
+    if match.alternatives:
         number = len(match.alternatives) + 1
         text = f"{number} architectures have these names and shapes: stride, pooling, dropout and image size, in which "
         yield Note("architecture-twins", f"{text}they may differ, are not in the weights")

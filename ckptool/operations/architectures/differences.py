@@ -16,11 +16,13 @@ from ckptool.operations.module_tree import Branch, is_number
 _HEADS = frozenset({
     "classifier", "cls", "fc", "head", "heads", "last_linear", "linear", "logits", "out", "output", "pred",
     "prediction", "predictions", "score", "lm_head", "embed_out", "output_projection", "qa_outputs", "proj_head",
-    "projector", "fc_norm", "head_dist", "pre_logits", "classification_head", "aux_classifier", "AuxLogits",
-    "aux1", "aux2",
+    "projector", "fc_norm", "head_dist", "heads_dist", "pre_logits", "classification_head", "aux_classifier",
+    "AuxLogits", "aux1", "aux2",
 })  # fmt: skip
+_POOLER = "pooler."  # at the end of a transformer without a head; of no classes
 _STEMS = frozenset({"conv1", "bn1", "conv_stem", "stem", "patch_embed"})
 _POSITIONS = re.compile(r"pos(ition)?_?embed(ding)?s?")
+_SHAPE_COST, _WRAPPER_COST = 0.5, 1.5  # of one tensor of another name
 _SMALL = 4  # tensors of a last module that is a head whatever its name
 _STEM_SHARE = 0.1  # of all tensors: a first module that has more is the network itself
 _BESIDE = 12  # tensors beside the network that may be a head
@@ -41,9 +43,12 @@ class Difference:
     regions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def renamed(self) -> int:
-        """Count the names that only one side has, and the segments before all of them."""
-        return self.prefix.count(".") + len(self.missing) + len(self.added)
+    def cost(self) -> float:
+        """Weigh what differs: a tensor of another name is more than one of another shape, less than a wrapper."""
+        missing, added = Counter(map(_top, self.missing)), Counter(map(_top, self.added))
+        # One that stands elsewhere in the same module is both missing and added.
+        names = sum((missing | added).values())
+        return names + _SHAPE_COST * len(self.changed) + _WRAPPER_COST * self.prefix.count(".")
 
     @property
     def is_at_the_ends(self) -> bool:
@@ -133,7 +138,11 @@ def _part(found: Difference, region: str) -> Difference:
 
 
 def _last_weight(shapes: Mapping[str, Shape]) -> tuple[str, tuple[int, ...]] | None:
-    weights = [(path, shape) for path, shape in shapes.items() if shape and len(shape) > 1 and path.endswith("weight")]
+    weights = [
+        (path, shape)
+        for path, shape in shapes.items()
+        if shape and len(shape) > 1 and path.endswith("weight") and not path.startswith(_POOLER)
+    ]
     return (weights[-1][0].removesuffix("weight").rstrip("."), weights[-1][1]) if weights else None
 
 
@@ -199,9 +208,10 @@ def _other(part: Difference) -> Iterator[str]:
 
 def _by_module(paths: Collection[str]) -> Iterator[tuple[str, int]]:
     """Count paths by the shortest front that tells more than one module apart; blocks in a row are one."""
+    modules = [path.rpartition(".")[0] or path for path in paths]
     fronts: list[str] = []
     for depth in (1, 2, 3):
-        fronts = [".".join(path.split(".")[:depth]) for path in paths]
+        fronts = [".".join(module.split(".")[:depth]) for module in modules]
         if len(set(fronts)) > 1:
             break
     for _, same in groupby(sorted(Counter(fronts).items(), key=_by_number), key=_stack_of):

@@ -37,11 +37,11 @@ def identify(root: Branch, rows: Sequence[TensorRow]) -> ArchitectureMatch | Non
 
 
 def _equal_but_for_the_ends(index: Index, near: Iterable[Candidate], root: Branch) -> list[Candidate]:
-    """Pick those that differ in head and stem alone: of these, the ones with the fewest other names, then tensors."""
+    """Pick those that differ in head and stem alone: of these, the ones that differ least."""
     compared = [(difference(index, candidate, root), candidate) for candidate in near]
-    ends = [((found.renamed, -candidate.score), candidate) for found, candidate in compared if found.is_at_the_ends]
-    least = min((order for order, _ in ends), default=None)
-    return [candidate for order, candidate in ends if order == least]
+    ends = [(found.cost, candidate) for found, candidate in compared if found.is_at_the_ends]
+    least = min([cost for cost, _ in ends], default=None)
+    return [candidate for cost, candidate in ends if cost == least]
 
 
 def _named_alike(index: Index, rows: Sequence[TensorRow]) -> ArchitectureMatch | None:
