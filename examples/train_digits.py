@@ -6,12 +6,14 @@ after the usual one-line clean-up, which cuts ``model.`` off and leaves the ``_o
     pip install "torch>=2.2" lightning scikit-learn
     python examples/train_digits.py --out /tmp/digits
 
-Runs on the CPU in about a minute; torch.compile needs a C++ compiler.
+Runs on the CPU in about a minute; torch.compile needs a C++ compiler. ``--keep-all`` keeps every epoch, too, in
+``OUT/epochs``; ``--pictures DIR`` trains nothing and writes the validation images as PNG, one folder per class.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +112,13 @@ def split_digits() -> tuple[TensorDataset, TensorDataset]:
     return TensorDataset(images[train], labels[train]), TensorDataset(images[val], labels[val])
 
 
-def train(out: Path) -> Path:
+def train(out: Path, epochs: int, keep_all: bool) -> Path:
     """Train, and give the checkpoint with the best validation accuracy."""
     lightning.seed_everything(SEED)
     train_set, val_set = split_digits()
-    model = DigitsClassifier()
-    best = ModelCheckpoint(out, "digits", monitor="val_accuracy", mode="max")
+    model = DigitsClassifier(epochs=epochs)
+    folder, name, kept = (out / "epochs", "{epoch:02d}", -1) if keep_all else (out, "digits", 1)
+    best = ModelCheckpoint(folder, name, monitor="val_accuracy", mode="max", save_top_k=kept)
     trainer = lightning.Trainer(
         max_epochs=model.hparams.epochs,
         accelerator="cpu",
@@ -145,13 +148,38 @@ def evaluate(net: nn.Module) -> tuple[float, Tensor]:
     return (predicted == labels).float().mean().item(), predicted.bincount(minlength=10)
 
 
-def main() -> None:
-    """Train, save both files and show what a plain loader makes of the second one."""
+def write_pictures(folder: Path) -> None:
+    """Write the validation images as grey PNG files, one folder per class."""
+    from PIL import Image
+
+    images, labels = split_digits()[1].tensors
+    for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        path = folder / str(label) / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(path)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the two files")
-    out = parser.parse_args().out
+    parser.add_argument("--epochs", type=int, default=12, help="how long to train")
+    parser.add_argument("--keep-all", action="store_true", help="keep the checkpoint of every epoch, too")
+    parser.add_argument("--pictures", type=Path, help="only write the validation images into this folder")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, save both files and show what a plain loader makes of the second one."""
+    arguments = parse()
+    if arguments.pictures is not None:
+        write_pictures(arguments.pictures)
+        return
+    out = arguments.out
     (out / "digits.ckpt").unlink(missing_ok=True)
-    checkpoint = train(out)
+    checkpoint = train(out, arguments.epochs, arguments.keep_all)
+    if arguments.keep_all:
+        checkpoint = Path(shutil.copy(checkpoint, out / "digits.ckpt"))
     wrong = out / "digits_wrong_strip.pt"
     strip_wrongly(checkpoint, wrong)
     net = DigitsNet()

@@ -12,8 +12,9 @@ from support.containment import WATCH, limited_memory, limited_time
 
 # Their tests build, train and run networks, or measure: they take what that takes.
 _UNLIMITED = frozenset({
-    "test_bench", "test_build", "test_compare", "test_coverage", "test_examples", "test_inputs", "test_judge",
-    "test_layouts_frameworks", "test_loading", "test_metrics", "test_real_checkpoints", "test_verify",
+    "test_bench", "test_build", "test_compare", "test_coverage", "test_example_scripts", "test_examples", "test_inputs",
+    "test_judge", "test_layouts_frameworks", "test_loading", "test_metrics", "test_readme", "test_real_checkpoints",
+    "test_verify",
 })  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from support.strict_json import strictly
 from support.terminal import on_a_terminal
 from torch import nn
 
+import ckptool
 from ckptool.model import dtypes
 from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub
 from ckptool.operations.advice import shell_quote
@@ -340,10 +341,9 @@ class TrainingConfig:
         self.width, self.names, self.nested = 3, ["a", "b"], {1: argparse.Namespace(lr=0.5)}
 
 
-def test_a_foreign_class_is_shown_with_its_fields(run: Run, tmp_path: Path) -> None:
-    path = saved(
-        tmp_path, {"state_dict": {"fc.weight": torch.ones(2, 2)}, "hyper_parameters": {"config": TrainingConfig()}}
-    )
+@pytest.mark.parametrize("inside", [{"hyper_parameters": {"config": TrainingConfig()}}, {"config": TrainingConfig()}])
+def test_a_foreign_class_is_shown_with_its_fields(run: Run, tmp_path: Path, inside: dict[str, object]) -> None:
+    path = saved(tmp_path, {"state_dict": {"fc.weight": torch.ones(2, 2)}, **inside})
     data = path.read_bytes()
     # The module is gone by the time the file is read; a name of equal length keeps the pickle whole.
     gone = data.replace(__name__.encode(), b"x" * len(__name__))
@@ -355,6 +355,8 @@ def test_a_foreign_class_is_shown_with_its_fields(run: Run, tmp_path: Path) -> N
     assert (config["width"], config["names"]) == (3, ["a", "b"])
     assert config["nested"]["1"]["lr"] == 0.5
     assert found["safety"]["verdict"] == "unknown"
+    with ckptool.open(path) as checkpoint:
+        assert checkpoint.hyper_parameters == found["hyper_parameters"]
 
 
 def patched_crc(data: bytes) -> bytes:

@@ -65,8 +65,8 @@ def describe_program(
     """
 
 
-def command(name: str, example: str) -> Callable[[Callable[..., Status]], Callable[..., Status]]:
-    """Register a function that answers with a ``Status``, with one example under its help.
+def command(name: str, summary: str, example: str) -> Callable[[Callable[..., Status]], Callable[..., Status]]:
+    """Register a function that answers with a ``Status``; one line sums it up, one example stands under its help.
 
     A parameter that is a dataclass of options stands for all of its fields.
     """
@@ -85,7 +85,7 @@ def command(name: str, example: str) -> Callable[[Callable[..., Status]], Callab
         answer.__doc__ = function.__doc__
         # Typer reads the options of a command off its signature.
         answer.__signature__ = inspect.Signature(_parameters(hints, defaults))  # type: ignore[attr-defined]
-        app.command(name, epilog=f"Example:  {example}")(answer)
+        app.command(name, short_help=summary, epilog=f"Example:  {example}")(answer)
         return function
 
     return register

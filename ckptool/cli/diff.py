@@ -49,7 +49,7 @@ class DiffOptions:
     ] = None
 
 
-@command("diff", "ckptool diff epoch1.ckpt epoch2.ckpt --tree")
+@command("diff", "Say what changed between two checkpoints.", "ckptool diff epoch1.ckpt epoch2.ckpt --tree")
 def diff(
     paths: _Paths,
     choice: options.ChoiceOptions,

@@ -67,7 +67,7 @@ class TableOptions:
     ] = None
 
 
-@command("inspect", "ckptool inspect last.ckpt")
+@command("inspect", "Say what a checkpoint is, and what its keys become.", "ckptool inspect last.ckpt")
 def inspect(
     paths: InspectPaths,
     choice: options.ChoiceOptions,

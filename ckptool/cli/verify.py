@@ -156,7 +156,11 @@ class ReportOptions:
     ] = None
 
 
-@command("verify", "ckptool verify weights.pt --model train.py:Net --data photos/")
+@command(
+    "verify",
+    "Prove that the weights load and the model works.",
+    "ckptool verify weights.pt --model train.py:Net --data photos/",
+)
 def verify(
     paths: options.Paths,
     choice: options.ChoiceOptions,

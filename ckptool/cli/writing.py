@@ -29,7 +29,7 @@ _Average = Annotated[
 ]
 
 
-@command("strip-prefixes", "ckptool strip-prefixes last.ckpt weights.pt")
+@command("strip-prefixes", "Write a checkpoint under clean keys.", "ckptool strip-prefixes last.ckpt weights.pt")
 def strip_prefixes(
     paths: options.InputsAndOutput,
     choice: options.ChoiceOptions,
@@ -45,7 +45,7 @@ def strip_prefixes(
     return _write_all(paths, _asked(choice, names, writing), writing, view)
 
 
-@command("convert", "ckptool convert last.ckpt weights.safetensors")
+@command("convert", "Write one clean .safetensors or .pt file.", "ckptool convert last.ckpt weights.safetensors")
 def convert(
     paths: options.InputsAndOutput,
     choice: options.ChoiceOptions,

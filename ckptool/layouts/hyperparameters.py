@@ -28,14 +28,23 @@ _MISSING = object()  # what an unwrapper gives where the object is not built as 
 
 
 def read_hyper_parameters(root: Any) -> tuple[DictNode, tuple[str, ...]]:
-    """Give the hyperparameters and the places they stand at; the first place gives the names."""
+    """Give the hyperparameters and the places they stand at; the first place gives the names.
+
+    An object of a foreign class keeps its own: it stands under the name of its place.
+    """
     found = [(source, plain_config(lookup(root, source))) for source in SOURCES]
-    mappings = [(source, value) for source, value in found if isinstance(value, DictNode) and len(value)]
-    if not mappings:
+    settings = [(source, value) for source, value in found if _has_settings(value)]
+    if not settings:
         return DictNode(), ()
-    (first, base), *others = mappings
+    (first, value), *others = settings
+    base = value if isinstance(value, DictNode) else DictNode([(first, value)])
     beside = [(source, value) for source, value in others if source not in base]
     return DictNode([*base.pairs, *beside]), (first, *(source for source, _ in beside))
+
+
+def _has_settings(value: Any) -> bool:
+    mapping = value.fields if isinstance(value, Stub) else value
+    return isinstance(mapping, DictNode) and len(mapping) > 0
 
 
 def plain_config(value: Any) -> Any:

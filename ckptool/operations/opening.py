@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from ckptool.errors import PlanRefused
 from ckptool.formats import open_checkpoint
-from ckptool.layouts import plan_keys, select
+from ckptool.layouts import plan_keys, read_training, select
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.plans import KeyOptions, KeyPlan, Note, Selection, StateDict
 from ckptool.model.values import OpaqueTensor, TensorSpec
+from ckptool.operations.plain import to_plain
 from ckptool.operations.ranks import other_ranks_text
 
 
@@ -54,6 +56,12 @@ class OpenedCheckpoint:
         """
         found = self.state_dict.tensors
         return {target: found[source] for source, target in self.plan.kept.items() if source in found}
+
+    @cached_property
+    def hyper_parameters(self) -> Mapping[str, Any]:
+        """Give what the training was configured with, as plain values; a foreign object is a mapping of its fields."""
+        found: Mapping[str, Any] = to_plain(read_training(self.checkpoint, self.selection).hyper_parameters)
+        return found
 
     @cached_property
     def selection(self) -> Selection:
