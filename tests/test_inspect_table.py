@@ -397,6 +397,11 @@ def test_standard_input_without_a_path_is_refused(run: Run, monkeypatch: pytest.
     assert "names no path" in refusal(run, "-")
 
 
+def test_closed_standard_input_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert "standard input is closed" in refusal(run, "-")
+
+
 def test_the_best_path_is_printed_byte_for_byte(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/val_loss=0.1-\xff\n\xc3\xa9.pt"
     shutil.copy(save(tmp_path / "val_loss=0.5.pt"), name)

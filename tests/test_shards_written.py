@@ -345,6 +345,17 @@ def test_in_place_replaces_every_file(run, sharded, tmp_path):
     assert names_in(sharded) == ["config.json", "model.safetensors"]
 
 
+def test_files_in_the_place_of_private_ones_are_private(run, sharded):
+    """A file keeps its permissions; a file under a new name may be read by those who could read them all."""
+    for name, mode in ((FIRST, 0o600), (SECOND, 0o640), (THIRD, 0o644), (INDEX, 0o644)):
+        (sharded / name).chmod(mode)
+    assert run("strip-prefixes", sharded, "--in-place").status == 0
+    modes = [(sharded / name).stat().st_mode & 0o777 for name in (FIRST, SECOND, THIRD, INDEX)]
+    assert modes == [0o600, 0o640, 0o644, 0o644]
+    assert run("convert", sharded, "--in-place", "--max-shard-size", "1GB").status == 0
+    assert (sharded / "model.safetensors").stat().st_mode & 0o777 == 0o600
+
+
 def test_in_place_replaces_the_one_file_of_a_folder(run, tmp_path):
     save_file(six("module."), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")

@@ -96,8 +96,16 @@ def _named(paths: Iterable[Path]) -> list[Path]:
 
 
 def _listed_paths() -> list[Path]:
-    """Read paths: where a NUL byte is among them each ends with one (find -print0), else each is a line."""
-    data = sys.stdin.buffer.read()
+    """Read paths: where a NUL byte is among them each ends with one (find -print0), else each is a line.
+
+    :raises CkptoolError: standard input is closed, or cannot be read.
+    """
+    if sys.stdin is None:  # a shell's <&-
+        raise CkptoolError("-: standard input is closed; give a path a line")
+    try:
+        data = sys.stdin.buffer.read()
+    except OSError as error:
+        raise CkptoolError(f"-: standard input cannot be read ({error.strerror}); give a path a line") from error
     return [Path(os.fsdecode(name)) for name in data.split(b"\0" if b"\0" in data else b"\n") if name]
 
 

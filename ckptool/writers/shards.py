@@ -13,6 +13,8 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,21 +35,24 @@ class StagedFolder:
     """Hold files that nobody can see yet: write them with ``create``, read them again in ``path``, then ``publish``.
 
     ``names`` are those of the weights, ``index_name`` is empty where one file needs none. ``replaced`` are the names
-    that make room: what is left of them when all is published belonged to what was there before. A disk that fails in
-    the midst of that leaves the files ``is_half_published``, and nothing is removed.
+    that make room, with their permissions: what is left of them when all is published belonged to what was there
+    before. A file keeps the permissions of the one that it replaces, and a new one beside those gets none that they
+    did not all have. A disk that fails in the midst of that leaves the files ``is_half_published``, and nothing is
+    removed.
     """
 
     path: Path
     names: tuple[str, ...]
     index_name: str
-    replaced: tuple[str, ...]
+    replaced: Mapping[str, int]
     _target: Path
     is_half_published: bool = False
 
     @contextmanager
     def create(self, name: str) -> Iterator[BinaryIO]:
         """Write one of the files; on leaving it is on the disk."""
-        with create_hidden(self.path / name, None) as file:
+        shared = reduce(and_, self.replaced.values()) if self.replaced else None
+        with create_hidden(self.path / name, self.replaced.get(name, shared)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -132,11 +137,10 @@ def staging_folder(
     with refusals_of(folder):
         target = Path(os.path.realpath(folder))
         beside = target if target.is_dir() else target.parent
-        for name in replaced:
-            _require_file(target / name)
+        modes = {name: _mode_of(target / name) for name in replaced}
         require_space(folder, beside, nbytes)
         path = beside / f".ckptool-{secrets.token_hex(8)}.tmp"
-        staged = StagedFolder(path, tuple(names), index_name, tuple(replaced), target)
+        staged = StagedFolder(path, tuple(names), index_name, modes, target)
         try:
             path.mkdir()
             yield staged
@@ -148,10 +152,16 @@ def staging_folder(
                     _remove(path)  # a signal may have come before the first attempt
 
 
-def _require_file(path: Path) -> None:
+def _mode_of(path: Path) -> int:
+    """Give the permissions of a file that is to be replaced, or of what a link there leads to."""
     mode = path.lstat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+    if stat.S_ISLNK(mode):
+        with suppress(OSError):  # it leads nowhere: nobody can read what is there
+            return stat.S_IMODE(path.stat().st_mode) & 0o777
+        return 0o600
+    if not stat.S_ISREG(mode):
         raise OutputRefused(f"{path}: is no file; move it away, or write to another folder")
+    return stat.S_IMODE(mode) & 0o777
 
 
 def _remove(folder: Path) -> None:
