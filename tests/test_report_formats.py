@@ -185,6 +185,14 @@ def test_fingerprints_follow_the_finding_and_not_its_words():
     assert one[0] != one[1]
 
 
+def test_an_address_stays_what_it_is():
+    path = "https://example.com/a/b c.pt?download=true"
+    run = sarif(verification(path, ALL_STATUSES[1]))
+    location = run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
+    assert location == {"uri": "https://example.com/a/b%20c.pt?download=true", "index": 0}
+    assert "file=https%3A//example.com/a/b c.pt" in write_github([verification(path, ALL_STATUSES[1])], FAIL)
+
+
 @pytest.mark.parametrize("path", ["a:b.pt", "100%.pt", "ä#?.pt", "\udcff.pt", "x\ny.pt"])
 def test_a_place_is_a_uri_of_the_bytes_of_the_name(path):
     run = sarif(verification(path, ALL_STATUSES[1]))

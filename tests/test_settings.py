@@ -182,5 +182,8 @@ def test_reports_say_what_is_allowed(run, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("text", "json", "junit", "sarif", "markdown"):
         assert "a fixture of our tests" in run("verify", place / "nan.pt", "--output", name).out
-    assert "a fixture of our tests" in run("verify", place / "nan.pt", "--color", "always").out
+    drawn = run("verify", place / "nan.pt", "--color", "always").out
+    assert "allowed because: a fixture of our tests" in drawn
+    assert "1 allowed" in drawn
+    assert "FAIL" not in drawn
     assert run("verify", place / "nan.pt", "--output", "github").out == "ckptool verify: 1 checkpoint: 1 sound\n"

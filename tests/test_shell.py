@@ -127,7 +127,7 @@ def test_names_of_windows_stay_what_they_are(run, tmp_path, monkeypatch):
 
 def test_reports_name_files_of_windows_as_pipelines_do(monkeypatch):
     found = [Verification(path, "fail", (Check("safety", "fail", "x"),)) for path in (r"runs\unet.pt", r"C:\a b.pt")]
-    for module in ("github", "sarif"):
+    for module in ("findings", "sarif"):
         monkeypatch.setattr(f"ckptool.reports.{module}.Path", PureWindowsPath)
     run = strictly(write_sarif(found, frozenset(("fail",)), "1"))["runs"][0]
     uris = [each["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for each in run["results"]]

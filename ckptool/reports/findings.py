@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ckptool.model.verification import Check, CheckStatus, Verdict, Verification
@@ -40,6 +41,16 @@ class Finding:
 def title_of(check: Check) -> str:
     """Give the number and the name of a check."""
     return f"{check.code} {check.id}"
+
+
+def is_address(path: str) -> bool:
+    """Tell whether a checkpoint is not on this disk (``https://...``)."""
+    return "://" in path
+
+
+def place_of(path: str) -> str:
+    """Write a path with slashes, as pipelines do on every system; an address stays what it is."""
+    return path if is_address(path) else Path(path).as_posix()
 
 
 def findings(verification: Verification, gate: Collection[CheckStatus]) -> Iterator[Finding]:

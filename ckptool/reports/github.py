@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import chain
-from pathlib import Path
 
 from ckptool.model.verification import CheckStatus, Verification
-from ckptool.reports.findings import Finding, Level, findings, summary
+from ckptool.reports.findings import Finding, Level, findings, place_of, summary
 from ckptool.reports.text import safe_text, shorten
 
 _MAX_SHOWN = 10
@@ -42,13 +41,8 @@ def _lines(level: Level, found: Sequence[Finding]) -> list[str]:
 
 def _annotation(finding: Finding) -> str:
     message = _escape(shorten(safe_text(finding.text), _MAX_CHARACTERS), _IN_DATA)
-    file, title = (_escape(safe_text(text), _IN_PROPERTY) for text in (_place(finding.path), finding.title))
+    file, title = (_escape(safe_text(text), _IN_PROPERTY) for text in (place_of(finding.path), finding.title))
     return f"::{finding.level} file={file},title={title}::{message}"
-
-
-def _place(path: str) -> str:
-    """Write a path as GitHub does on every system; a backslash of Windows would be escaped."""
-    return Path(path).as_posix()
 
 
 def _escape(text: str, table: dict[str, str]) -> str:

@@ -15,13 +15,14 @@ from urllib.parse import quote
 
 from ckptool.model.checks import CHECK_IDS, CHECKS, CheckKind
 from ckptool.model.verification import Check, CheckStatus, Verification
-from ckptool.reports.findings import Finding, findings, level_of, sentence
+from ckptool.reports.findings import Finding, findings, is_address, level_of, place_of, sentence
 from ckptool.reports.json import to_json
 from ckptool.reports.text import safe_text
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _ROOT = "%SRCROOT%"  # what viewers set to the root of the repository
 _FINGERPRINT = "ckptool/v1"
+_IN_ADDRESSES = ":/?#[]@!$&'()*+,;=%~"  # what an address may hold, by RFC 3986
 _OPEN = ("fail", "warn", "inconclusive")
 
 
@@ -100,14 +101,16 @@ def _locations(path: str, artifact: int | None = None) -> list[dict[str, Any]]:
 
 def _location(path: str) -> dict[str, str]:
     """Give the place of a file: relative to the root of the repository, or as an absolute URI."""
+    if is_address(path):
+        return {"uri": quote(path, safe=_IN_ADDRESSES)}
     if Path(path).is_absolute():
         return {"uri": Path(path).as_uri()}
     # Of its bytes: a name need not be text. A colon would make the beginning a scheme.
-    return {"uri": quote(os.fsencode(Path(path).as_posix()), safe="/"), "uriBaseId": _ROOT}
+    return {"uri": quote(os.fsencode(place_of(path)), safe="/"), "uriBaseId": _ROOT}
 
 
 def _fingerprint(path: str, check: Check) -> str:
-    return hashlib.sha256(os.fsencode(Path(path).as_posix()) + b"\0" + check.code.encode()).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(place_of(path)) + b"\0" + check.code.encode()).hexdigest()[:32]
 
 
 def _plain(text: str) -> str:

@@ -40,6 +40,7 @@ _MARKS = {
     "pass": ("ok", "green"),
     "skip": ("skip", "dim"),
 }
+_ALLOWED = ("allowed", "cyan")
 _SERIOUS = frozenset(("fail", "inconclusive", "warn"))
 _SHOWN_STATISTICS = ("mutual_information", "input_dependence", "share", "mean_confidence")
 _AVERAGES = ("micro", "macro", "weighted")
@@ -79,12 +80,17 @@ def view(verification: Verification, canvas: Canvas) -> str:
 
 def _head(verification: Verification, canvas: Canvas) -> Panel:
     style, meaning = _VERDICTS[verification.verdict]
-    statuses = [check.status for check in verification.checks]
-    said = ", ".join(f"{statuses.count(status)} {_MARKS[status][0].lower()}" for status in _MARKS if status in statuses)
+    marks = [_mark(check)[0] for check in verification.checks]
+    order = (*(mark for mark, _ in _MARKS.values()), _ALLOWED[0])
+    said = ", ".join(f"{marks.count(mark)} {mark.lower()}" for mark in order if mark in marks)
     line = Text.assemble((verification.verdict.upper(), style), f"  {meaning}", (f"  ({said})", "dim"))
     border = box.ROUNDED if canvas.unicode else box.ASCII
     title = foreign(verification.path, "bold", canvas.width - 8)
     return Panel(line, title=title, title_align="left", border_style=style.removeprefix("bold "), box=border)
+
+
+def _mark(check: Check) -> tuple[str, str]:
+    return _ALLOWED if check.allowed else _MARKS[check.status]
 
 
 def _checks(checks: Sequence[Check]) -> Table:
@@ -94,11 +100,11 @@ def _checks(checks: Sequence[Check]) -> Table:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for check in sorted(checks, key=lambda check: list(_MARKS).index(check.status)):
-        mark, style = _MARKS[check.status]
+        mark, style = _mark(check)
         serious = check.status in _SERIOUS
         message = Text(safe_text(check.message), "" if serious else "dim")
         if check.allowed:
-            message.append(f"\nallowed: {safe_text(check.allowed)}", "cyan")
+            message.append(f"\nallowed because: {safe_text(check.allowed)}", "cyan")
         if check.advice and serious:
             message.append(f"\n{safe_text(check.advice)}", "green")
         grid.add_row(Text(mark, style), Text(check.id, "bold" if serious else ""), message)
