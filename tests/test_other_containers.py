@@ -472,3 +472,16 @@ def test_the_code_of_a_program_is_listed_as_left_behind(
     (safety,) = [check for check in json.loads(run("verify", path, "--json").out)["checks"] if check["id"] == "safety"]
     assert safety["status"] == "warn"
     assert "--trust-code" in safety["advice"]
+
+
+def test_the_file_of_a_program_is_checked_before_it_runs(run: Any, tmp_path: Path) -> None:
+    """Let weights be broken that the answers need not show."""
+    block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with torch.no_grad():
+        block[0].bias[0] = -torch.inf  # ReLU hides it
+    torch.jit.trace(block, torch.ones(1, 4)).save(str(tmp_path / "program.pt"))
+    ran = run("verify", tmp_path / "program.pt", "--trust-code", "--input-shape", "input=4", "--json")
+    checks = {check["id"]: check["status"] for check in json.loads(ran.out)["checks"]}
+    assert (ran.status, checks["values.finite"], checks["output.finite"]) == (1, "fail", "pass"), ran.out
+    assert checks["safety"] == "warn"
+    assert "keys" not in checks

@@ -29,7 +29,6 @@ from ckptool.model.verification import (
     verdict_of,
 )
 from ckptool.operations.health import check_file
-from ckptool.operations.manifest import check_manifest
 from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.verify_file import is_wanted, unreadable, wanted
 from ckptool.verification.against import agreement_checks, golden_inputs, record_golden
@@ -156,17 +155,15 @@ def _concluded(work: _Work) -> Verification:
 
 
 def _check_file(work: _Work) -> None:
-    """Check the file and find its model; a program that is one itself runs before anything can be told of it."""
-    if archive_kind(work.path) is not None:
-        if work.options.manifest is not None:
-            with open_checkpoint(work.path) as program:
-                work.checks.append(check_manifest(program, work.options.manifest, work.progress))
-        work.built = build_archive(work.path, trust_code=work.options.trust_code)
-        return
+    """Check the file and find its model, which a program is itself: it needs no keys, and runs after these checks."""
+    is_program = archive_kind(work.path) is not None
     with open_checkpoint(work.path) as checkpoint:
         opened = OpenedCheckpoint(checkpoint, work.options.weights, work.options.keys)
-        work.checks += check_file(opened, work.options, work.progress)
-        work.built = build_model(work.options, opened)
+        checks = check_file(opened, work.options, work.progress)
+        work.checks += (check for check in checks if not (is_program and check.id == "keys"))
+        work.built = None if is_program else build_model(work.options, opened)
+    if is_program:
+        work.built = build_archive(work.path, trust_code=work.options.trust_code)
 
 
 def _load_and_judge(work: _Work) -> None:
