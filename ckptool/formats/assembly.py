@@ -11,7 +11,8 @@ from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.sources import cut
 from ckptool.model.sources import CHUNK_BYTES, ByteSource
 
-BLOCK_BYTES = 8 << 20  # what is held of the result while parts lie side by side in it
+BLOCK_BYTES = 2 << 20  # what is held of the result while parts lie side by side in it
+_MOST_OPEN = 32  # parts that are read at once; each holds a chunk
 _NARROW_BYTES = 48  # a strip of fewer bytes is copied column by column: a slice costs as much as copying some hundred
 
 Sizes = tuple[int, ...]
@@ -150,10 +151,49 @@ def _assemble(shape: Sizes, boxes: Sequence[Part]) -> Iterator[memoryview]:
         for index in range(shape[0]):
             yield from _assemble(*_sorted(*_merge(shape[1:], [_row(box, index) for box in boxes if _has(box, index)])))
     else:
-        step = BLOCK_BYTES // row_bytes
-        for start in range(0, shape[0], step):
-            block = _read_block((min(step, shape[0] - start), *shape[1:]), start, boxes)
-            yield from (block[place : place + CHUNK_BYTES] for place in range(0, len(block), CHUNK_BYTES))
+        yield from _assemble_rows(shape, boxes, max(1, BLOCK_BYTES // row_bytes))
+
+
+def _assemble_rows(shape: Sizes, boxes: Sequence[Part], step: int) -> Iterator[memoryview]:
+    """Yield ``step`` rows at a time, in one block of memory that is used again."""
+    row_bytes = math.prod(shape[1:])
+    block, room = (memoryview(bytearray(min(step, shape[0]) * row_bytes)) for _ in range(2))
+    readers = [_Reader(box, stays_open=len(boxes) <= _MOST_OPEN) for box in boxes]
+    for start in range(0, shape[0], step):
+        rows = min(step, shape[0] - start)
+        for box, reader in zip(boxes, readers, strict=True):
+            first, end = max(start, box.offsets[0]), min(start + rows, box.ends[0])
+            if first < end:
+                data = reader.read_into(room[: (end - first) * math.prod(box.sizes[1:])])
+                _scatter(data, (end - first, *box.sizes[1:]), block, shape, (first - start, *box.offsets[1:]))
+        for place in range(0, rows * row_bytes, CHUNK_BYTES):
+            yield block[place : min(place + CHUNK_BYTES, rows * row_bytes)]
+
+
+class _Reader:
+    """Read a box from its beginning to its end, some rows at a time.
+
+    One that stays open reads the whole in one stream, which checks its checksum on the way, and holds a chunk of it.
+    """
+
+    def __init__(self, box: Part, *, stays_open: bool) -> None:
+        self._source = box.source
+        self._place = box.base
+        self._chunks = box.source.stream(box.base, math.prod(box.sizes)) if stays_open else None
+        self._rest = memoryview(b"")
+
+    def read_into(self, target: memoryview) -> memoryview:
+        """Fill ``target`` with the next bytes, and give it."""
+        chunks = self._chunks or self._source.stream(self._place, len(target))
+        self._place += len(target)
+        filled = 0
+        while filled < len(target):
+            self._rest = self._rest or next(chunks)
+            taken = self._rest[: len(target) - filled]
+            target[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            self._rest = self._rest[len(taken) :]
+        return target
 
 
 def _sorted(shape: Sizes, boxes: list[Part]) -> tuple[Sizes, list[Part]]:
@@ -167,26 +207,6 @@ def _has(box: Part, index: int) -> bool:
 def _row(box: Part, index: int) -> Part:
     skipped = (index - box.offsets[0]) * math.prod(box.sizes[1:])
     return Part(box.offsets[1:], box.sizes[1:], box.source, box.base + skipped)
-
-
-def _read_block(shape: Sizes, start: int, boxes: Sequence[Part]) -> memoryview:
-    """Read ``shape[0]`` rows from row ``start`` on."""
-    block = memoryview(bytearray(math.prod(shape)))
-    for box in boxes:
-        first, end = max(start, box.offsets[0]), min(start + shape[0], box.ends[0])
-        if first < end:
-            row_bytes = math.prod(box.sizes[1:])
-            data = _read(box.source, box.base + (first - box.offsets[0]) * row_bytes, (end - first) * row_bytes)
-            _scatter(data, (end - first, *box.sizes[1:]), block, shape, (first - start, *box.offsets[1:]))
-    return block
-
-
-def _read(source: ByteSource, offset: int, nbytes: int) -> memoryview:
-    data, place = bytearray(nbytes), 0
-    for chunk in source.stream(offset, nbytes):
-        data[place : place + len(chunk)] = chunk
-        place += len(chunk)
-    return memoryview(data)
 
 
 def _scatter(data: memoryview, sizes: Sizes, block: memoryview, shape: Sizes, corner: Sizes) -> None:
