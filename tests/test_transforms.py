@@ -311,7 +311,7 @@ def test_a_full_folder_for_temporary_files_is_one_sentence(monkeypatch: pytest.M
 
 def test_a_range_outside_a_computed_source_is_refused() -> None:
     (extent,) = payload_of(view(MemoryBytes(bytes(100)), "uint8", (5, 4), (1, 5)), key="w").extents
-    with pytest.raises(UnreadableCheckpoint, match="outside a view of 20"):
+    with pytest.raises(UnreadableCheckpoint, match="lie outside its 20"):
         list(extent.source.stream(10, 11))
 
 

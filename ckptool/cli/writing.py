@@ -197,7 +197,7 @@ def _tasks(
 ) -> list[_Task]:
     paths = [Path(name) for name in names]
     if writing.in_place and writing.out_dir:
-        raise OutputRefused("--in-place and --out-dir exclude each other")
+        raise OutputRefused("--in-place and --out-dir exclude each other; give one of them")
     if writing.in_place:
         return [_Task(path, path, None) for path in paths]
     if writing.out_dir:

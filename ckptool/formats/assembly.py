@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.sources import cut
-from ckptool.model.sources import CHUNK_BYTES, ByteSource
+from ckptool.model.sources import CHUNK_BYTES, ByteSource, range_end
 
 BLOCK_BYTES = 2 << 20  # what is held of the result while parts lie side by side in it
 _MOST_OPEN = 32  # parts that are read at once; each holds a chunk
@@ -58,9 +58,7 @@ class AssembledSource:
 
     def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
-        end = self.nbytes if nbytes is None else offset + nbytes
-        if not 0 <= offset <= end <= self.nbytes:
-            raise UnreadableCheckpoint(f"{self.label}: bytes {offset} to {end} lie outside its {self.nbytes}")
+        end = range_end(self, offset, nbytes)
         if offset == end:
             return iter(())
         return cut(_assemble(self.shape, self.boxes), offset, end - offset)

@@ -61,7 +61,9 @@ def _read_metadata(folder: Path, log: GlobalLog) -> tuple[FolderMetadata, int]:
         file = open_file(folder / METADATA_NAME)
         try:
             if file.size > LARGEST_PICKLE:
-                raise UnreadableCheckpoint(f"it has {file.size:,} bytes, and {LARGEST_PICKLE:,} are read at most")
+                raise UnreadableCheckpoint(
+                    f"it has {file.size:,} bytes, and {LARGEST_PICKLE:,} are read at most; get the folder again"
+                )
             data = file.read(0, file.size)
         finally:
             file.close()

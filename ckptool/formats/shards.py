@@ -18,7 +18,6 @@ from typing import Any
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.file import InputFile, listing
 from ckptool.model.checkpoint import Finding
-from ckptool.model.repeats import first_repeated
 
 _SUFFIX = r"\.(?P<suffix>safetensors|bin|pth?|ckpt)"  # others are of other frameworks (tf_model.h5.index.json)
 INDEX_NAME = re.compile(rf"(?P<stem>.+){_SUFFIX}\.index(?:\.(?P<variant>[^.]+))?\.json", re.DOTALL)
@@ -108,6 +107,8 @@ def _parse(data: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
+        from ckptool.model.repeats import first_repeated  # what no sound index needs
+
         twin = first_repeated(name for name, _ in pairs)
         raise UnreadableCheckpoint(f"the index holds {twin!r:.100} twice, and readers differ; {_RESAVE}")
     return table

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.model.checksums import crc32
-from ckptool.model.sources import CHUNK_BYTES, ByteSource, FileRange
+from ckptool.model.sources import CHUNK_BYTES, ByteSource, FileRange, range_end
 
 
 class _FileSource:
@@ -29,13 +29,14 @@ class _FileSource:
         """Name the file and the record."""
         return f"{self._file.path}: {self.name}"
 
+    @property
+    def file_range(self) -> FileRange | None:
+        """Give the place in the file where these very bytes lie, or None where they are computed."""
+        raise NotImplementedError
+
     def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
-        nbytes = self.nbytes - offset if nbytes is None else nbytes
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
-            raise UnreadableCheckpoint(
-                f"{self.label}: bytes {offset} to {offset + nbytes} lie outside its {self.nbytes}"
-            )
+        nbytes = range_end(self, offset, nbytes) - offset
         try:
             if nbytes == self.nbytes:
                 yield from self._read_whole()
@@ -197,8 +198,6 @@ class MemorySource:
 
     def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
-        end = self.nbytes if nbytes is None else offset + nbytes
-        if not 0 <= offset <= end <= self.nbytes:
-            raise UnreadableCheckpoint(f"{self.label}: bytes {offset} to {end} lie outside its {self.nbytes}")
+        end = range_end(self, offset, nbytes)
         for start in range(offset, end, CHUNK_BYTES):
             yield self._data[start : min(start + CHUNK_BYTES, end)]

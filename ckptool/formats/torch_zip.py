@@ -134,7 +134,7 @@ def read_pickle_record(
     limit = min(LARGEST_PICKLE, record.stored_bytes * _MOST_INFLATION + _SMALL_RECORD)
     if record.nbytes > limit:
         raise UnreadableCheckpoint(
-            f"the record {record.name!r:.100} declares {record.nbytes:,} bytes, more than are read"
+            f"the record {record.name!r:.100} declares {record.nbytes:,} bytes, more than are read; {_AGAIN}"
         )
     source = record._replace(crc32=0).open(file)
     data = b"".join([bytes(chunk) for chunk in source.stream()])

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ckptool.errors import UnreadableCheckpoint
+
 CHUNK_BYTES = 1 << 20  # large enough for full throughput, small enough to stay in the L2 cache for the CRC
 
 
@@ -46,6 +48,17 @@ class ByteSource(Protocol):
         :raises ChecksumMismatch: the bytes are not those that were written.
         :raises UnreadableCheckpoint: the file ended early or changed while it was read.
         """
+
+
+def range_end(source: ByteSource, offset: int, nbytes: int | None) -> int:
+    """Give the end in bytes of a range of a source; None asks for all that is left.
+
+    :raises UnreadableCheckpoint: the range is not inside the source.
+    """
+    end = source.nbytes if nbytes is None else offset + nbytes
+    if not 0 <= offset <= end <= source.nbytes:
+        raise UnreadableCheckpoint(f"{source.label}: bytes {offset} to {end} lie outside its {source.nbytes}")
+    return end
 
 
 def has_checksum(source: ByteSource) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.dtypes import DType
+from ckptool.model.sources import range_end
 from ckptool.model.values import TensorSpec
 from ckptool.operations.cast_kernels import Array, cast_bytes
 from ckptool.operations.casts import CastTally
@@ -39,9 +39,7 @@ class ComputedSource:
 
     def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says; a whole pass fills the tally anew."""
-        end = self.nbytes if nbytes is None else offset + nbytes
-        if not 0 <= offset <= end <= self.nbytes:
-            raise UnreadableCheckpoint(f"{self.label}: bytes {offset} to {end} lie outside a view of {self.nbytes}")
+        end = range_end(self, offset, nbytes)
         if offset == end:
             return
         tally = self.tally if end - offset == self.nbytes else None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ckptool.errors import UnsupportedTensor
 from ckptool.model.dtypes import BY_NAME, DType
+from ckptool.model.sources import range_end
 from ckptool.model.values import OpaqueTensor, Storage, TensorSpec, row_major
 from ckptool.operations.cast_kernels import cast_bytes, widen
 from ckptool.operations.sparse_places import contradiction, read_part, read_runs
@@ -81,7 +82,7 @@ class DensifiedSource:
 
     def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
-        end = self.nbytes if nbytes is None else offset + nbytes
+        end = range_end(self, offset, nbytes)
         if offset >= end:
             return
         runs = read_runs(self.tensor, self.key)

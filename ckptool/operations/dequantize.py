@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ckptool.errors import UnsupportedTensor
 from ckptool.model.copies import Payload
 from ckptool.model.dtypes import BY_NAME, PER_BYTE
+from ckptool.model.sources import range_end
 from ckptool.model.values import OpaqueTensor, Storage, TensorSpec, row_major
 from ckptool.operations.computed import recut
 from ckptool.operations.transforms import payload_of
@@ -62,7 +63,7 @@ class DequantizedSource:
 
     def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
-        end = self.nbytes if nbytes is None else offset + nbytes
+        end = range_end(self, offset, nbytes)
         at = offset // _PIECE_BYTES * _PIECE_BYTES
         for codes in self._pieces(at // _PIECE_BYTES) if offset < end else ():
             first = at // _FLOAT.itemsize

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.sources import cut
 from ckptool.model.dtypes import BY_NAME, DType
+from ckptool.model.sources import range_end
 from ckptool.model.values import TensorSpec
 from ckptool.operations.cast_kernels import Array, cast_bytes, widen
 from ckptool.operations.computed import ComputedSource
@@ -42,9 +42,7 @@ class MeanSource:
 
     def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
         """Yield the bytes from ``offset`` on, as ``ByteSource.stream`` says."""
-        end = self.nbytes if nbytes is None else offset + nbytes
-        if not 0 <= offset <= end <= self.nbytes:
-            raise UnreadableCheckpoint(f"{self.label}: bytes {offset} to {end} lie outside a tensor of {self.nbytes}")
+        end = range_end(self, offset, nbytes)
         return cut(self._means(), offset, end - offset) if end > offset else iter(())
 
     def _means(self) -> Iterator[memoryview]:

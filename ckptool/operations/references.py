@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
-from ckptool.formats.json_tables import read_json
 from ckptool.layouts import select
 
 _ARCHITECTURE = re.compile(r"(timm|torchvision|transformers):.+")
@@ -68,6 +67,8 @@ def read_map(path: Path) -> Mapping[str, str | None]:
 
     :raises PlanRefused: it is no such object.
     """
+    from ckptool.formats.json_tables import read_json  # what few commands read
+
     try:
         content = read_json(path.read_bytes())
     except OSError as error:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ckptool.errors import ChecksumMismatch, OutputRefused, UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
+from ckptool.formats.sources import MemorySource
 from ckptool.loading import materialise
 from ckptool.model import dtypes
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.copies import CopyPlan, Extent, Payload, PlannedTensor
-from ckptool.model.sources import CHUNK_BYTES, NoProgress
+from ckptool.model.sources import NoProgress
 from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
 from ckptool.operations.agreement import GOLDEN_KEY
 from ckptool.operations.readback import check_staged
@@ -133,25 +134,6 @@ def _by_name(batch: Batch) -> dict[str, Tensor]:
     return {f"{_INPUTS}.{name}": tensor for name, tensor in named}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Memory:
-    """Give the bytes of a tensor in memory (see ``ByteSource``)."""
-
-    data: memoryview
-    label: str = "memory"
-    crc32: None = None
-    file_range: None = None
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.data)
-
-    def stream(self, offset: int = 0, nbytes: int | None = None) -> Iterator[memoryview]:
-        end = len(self.data) if nbytes is None else offset + nbytes
-        for start in range(offset, end, CHUNK_BYTES):
-            yield self.data[start : min(start + CHUNK_BYTES, end)]
-
-
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -166,7 +148,7 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
 
 def _planned(tensor: Tensor) -> PlannedTensor:
     dtype = dtypes.BY_NAME[str(tensor.dtype).removeprefix("torch.")]
-    source = _Memory(_bytes(tensor))
+    source = MemorySource("memory", _bytes(tensor))
     extents = (Extent(source, 0, source.nbytes),) if source.nbytes else ()
     return PlannedTensor(dtype, tuple(tensor.shape), Payload(dtype, tensor.numel(), extents))
 
