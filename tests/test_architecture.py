@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from ckptool.operations.architectures.named import names_of
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ckptool"
 DIGITS = ROOT / "examples" / "digits.ckpt"
@@ -178,6 +180,13 @@ COMMANDS = {
     "cast": ("convert", DIGITS, "{out}/half.safetensors", "--dtype", "bfloat16"),
     "stats": ("inspect", DIGITS, "--stats"),
     "diff": ("diff", DIGITS, DIGITS, "--metadata"),
+    "like an architecture": (
+        "strip-prefixes",
+        "{out}/net.safetensors",
+        "{out}/own.safetensors",
+        "--like",
+        "timm:test_vit",
+    ),
 }
 NEEDS_NUMPY = {"cast", "stats"}
 RUN = """
@@ -195,6 +204,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("imports")
     safetensors.torch.save_file({"fc.weight": torch.ones(2, 3)}, out / "clean.safetensors")
+    network = {f"net.{name}": torch.zeros(shape) for name, shape in names_of("timm:test_vit").items() if shape}
+    heads = {"net.head.weight": torch.zeros(5, 64), "net.head.bias": torch.zeros(5)}
+    safetensors.torch.save_file(network | heads, out / "net.safetensors")
     return out
 
 

@@ -312,7 +312,16 @@ def test_the_rank_of_adapters_is_told() -> None:
         for n in (0, 1)
         for ab, shape in (("A", (8, 64)), ("B", (64, 8)))
     ]
-    assert previewed(pairs).structure.lora_rank == 8
+    structure = previewed(pairs).structure
+    assert (structure.lora_rank, structure.width) == (8, None)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_networks_are_told_apart(kind: type[nn.Module]) -> None:
+    network = nn.ModuleDict({"rnn": kind(12, 20, num_layers=3, bidirectional=True), "out": nn.Linear(40, 5)})
+    structure = previewed([(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()]).structure
+    assert [stage[:4] for stage in structure.stages] == [("rnn", 3, kind.__name__, 20)]
+    assert structure.kind == kind.__name__
 
 
 # Through the command line.

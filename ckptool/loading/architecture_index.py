@@ -27,7 +27,8 @@ from ckptool.loading.factories import parameters_of
 from ckptool.loading.foreign import foreign_code
 from ckptool.loading.torchvision import ensure_torchvision
 from ckptool.model.inspection import TensorRow
-from ckptool.operations.architectures.index import PATH, IndexBuilder
+from ckptool.operations.architectures.building import IndexBuilder
+from ckptool.operations.architectures.index import PATH
 from ckptool.operations.architectures.templates import template_of
 from ckptool.operations.module_tree import grow
 

@@ -10,7 +10,7 @@ from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
 from ckptool.layouts import select
 
-_ARCHITECTURE = re.compile(r"(timm|torchvision|transformers):.+")
+_ARCHITECTURE = re.compile(r"(timm|torchvision|transformers):[\w.-]{1,100}")
 MAX_TEXT_BYTES = 64 << 20
 _TEXT = re.compile(rb"[^\x00-\x08\x0e-\x1f]*")
 _SED = re.compile(

@@ -12,11 +12,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_architectures import Pairs, changed_at_the_ends, found_in, names_in
+from benchmarks.test_cost import CKPTOOL, rival, show
+from test_architectures import Pairs, changed_at_the_ends, found_in, names_in, saved, tensors_of
 
 from ckptool.operations.architectures.index import Entry, load_index
 
@@ -93,3 +95,15 @@ def test_accuracy_over_transformers_of_other_depths() -> None:
     shares = ", ".join(f"{name} {number / counts['all']:.1%}" for name, number in counts.items() if name != "all")
     print(f"\ntransformers of other depths: {counts['all']} models: {shares}")
     assert counts["named"] >= 0.8 * counts["all"]
+
+
+LARGEST_COST = 1.5  # of inspect, beside inspect --no-architecture
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["timm:resnet50", "timm:vit_base_patch16_224", "transformers:LlamaForCausalLM"])
+def test_cost_of_the_architecture(name: str, change: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, CHANGES[change](tensors_of(name), random.Random(0)))
+    ours, theirs = rival((*CKPTOOL, "inspect", path), (*CKPTOOL, "inspect", path, "--no-architecture"), None, 7)
+    what = f"inspect {name} {change}"
+    assert show(what, "cpu", ours.cpu, theirs.cpu, LARGEST_COST, ours.anon) <= LARGEST_COST

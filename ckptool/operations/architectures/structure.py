@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 from ckptool.model.inspection import Architecture, Stage, Structure, TensorRow
@@ -39,13 +40,15 @@ _PATCHES = re.compile(r"(^|[._])(patch_?embed\w*|patch_?embedding\w*|conv_proj|p
 _POSITIONS = re.compile(
     r"(^|[._])(pos_embed\w*|pos_emb|pos_encoding|position(al)?_embeddings?|embed_positions|wpe)($|\.)"
 )
-_LORA = re.compile(r"(^|\.)(lora_A|lora_down|lora_embedding_A)($|\.)")
+_HIDDEN = re.compile(r"(^|\.)weight_hh_l\d+$")
+_GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}  # by how many weights of the hidden state are in one tensor
+_LORA = re.compile(r"(^|\.)lora_(A|B|up|down|embedding_A|embedding_B)($|\.)")
 
 
 def structure_of(rows: Sequence[TensorRow], found: Sequence[Stack], sketch: Architecture) -> Structure:
     """Describe a network by its tensors, the stacks that they make up, and what is known of its layers."""
     shapes = {row[0]: row[3] for row in rows if row[0] and row[3] is not None}
-    stages = tuple(map(_stage, found))
+    stages = (*map(_stage, found), *_recurrent(shapes))
     patch, patch_size = _patches(shapes)
     tables = _position_tables(shapes)
     image_table = max(tables, key=lambda name: _common(name, patch), default=None) if patch_size else None
@@ -65,6 +68,15 @@ def structure_of(rows: Sequence[TensorRow], found: Sequence[Stack], sketch: Arch
             {min(shape[:2]) for name, shape in shapes.items() if shape and len(shape) > 1 and _LORA.search(name)}
         ),
     )
+
+
+def _recurrent(shapes: Shapes) -> Iterator[Stage]:
+    """List the recurrent networks, each with its layers. Source: torch/nn/modules/rnn.py, the names of the weights."""
+    layers = [(name, shape) for name, shape in shapes.items() if shape and len(shape) == 2 and _HIDDEN.search(name)]
+    for module, same in groupby(layers, key=lambda layer: layer[0].rpartition(".")[0]):
+        widths = [shape for _, shape in same]
+        kind = _GATES.get(widths[0][0] // widths[0][1] if widths[0][1] else 0, "")
+        yield Stage(module, len(widths), kind, widths[0][1], None)
 
 
 def _only(values: set[T]) -> T | None:
@@ -129,6 +141,7 @@ def _convolutional_kind(convolutions: Sequence[tuple[int, ...]], linears: int) -
 
 
 def _norm_width(shapes: Shapes) -> int | None:
+    shapes = {name: shape for name, shape in shapes.items() if not _LORA.search(name)}
     norms = [
         shape[0]
         for name, shape in shapes.items()
