@@ -179,6 +179,16 @@ def test_every_kind_of_output_is_described_and_held(run, held, tmp_path, name):
     assert ran.status != 0
 
 
+def test_what_is_kept_beside_the_weights_is_no_part_of_their_tensors(run, held, tmp_path):
+    for name, epoch in (("one", 3), ("other", 4)):
+        torch.save({**averaged(), "epoch": epoch}, tmp_path / f"{name}.ckpt")
+        given = (tmp_path / f"{name}.ckpt", tmp_path / f"{name}.pt", "--keep-rest", "--weights", "ema")
+        assert run("convert", *given, "--manifest", tmp_path / f"{name}.json").status == 0
+    status, check = held(tmp_path / "other.pt", tmp_path / "one.json")
+    assert (status, check["evidence"]["changed"]) == (1, [])
+    assert "the file around them is another" in check["message"]
+
+
 def test_a_file_replaced_in_place_has_the_source_that_it_replaced(run, held, tmp_path):
     torch.save({f"_orig_mod.{name}": tensor for name, tensor in tied().items()}, tmp_path / "a.pt")
     before = sha256((tmp_path / "a.pt").read_bytes())
