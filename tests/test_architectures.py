@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.strict_json import strictly
 from torch import nn
 
+from ckptool.formats import open_checkpoint
 from ckptool.loading.architecture_index import build_index
 from ckptool.loading.automatic import automatic_model
 from ckptool.loading.build import build_model
@@ -24,9 +27,12 @@ from ckptool.model.verification import VerifyOptions
 from ckptool.operations.architectures import recognise
 from ckptool.operations.architectures.index import PATH, decode, load_index
 from ckptool.operations.architectures.recognition import identify
+from ckptool.operations.describe import describe
 from ckptool.operations.module_tree import grow
 from ckptool.operations.opening import open_path
 from ckptool.operations.preview import preview
+from ckptool.reports.canvas import Canvas
+from ckptool.reports.inspect_view import view
 
 Pairs = list[tuple[str, tuple[int, ...]]]
 Run = Callable[..., Any]
@@ -377,6 +383,34 @@ def test_it_is_said_in_plain_lines(run: Run, tmp_path: Path) -> None:
     assert ["difference", "head: 1000 -> 10 classes"] in lines
     assert ["stage", "layer1", "3", "Bottleneck", "256", ""] in lines
     assert [line[:4] for line in lines if line[0] == "architecture"] == [["architecture", RESNET, "resnet", "head"]]
+
+
+# What a file may hold that no network does.
+
+USUAL = ("0", "1", "layer1", "layer2", "conv1", "fc", "weight", "bias", "qkv", "pos_embed", "patch_embed", "experts")
+ODD = ("", "007", "999999999", "lora_A", "q_norm", "weight_hh_l0", "num_batches_tracked", "\x1b[2J", "²", "٣")
+SEGMENTS = st.sampled_from((*USUAL, *ODD))
+SHAPES = st.none() | st.lists(st.sampled_from([0, 1, 2, 3, 64, 1 << 62]), max_size=5).map(tuple)
+NAMES = st.lists(SEGMENTS, min_size=1, max_size=5).map(".".join)
+
+
+@given(st.dictionaries(NAMES, SHAPES, min_size=8, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_no_names_and_shapes_are_an_error(tensors: dict[str, tuple[int, ...] | None]) -> None:
+    rows = [TensorRow(name, name, "float32", shape, 0) for name, shape in tensors.items()]
+    sketch = preview(rows, True)
+    if sketch is not None:
+        recognise(sketch, rows)
+
+
+def test_a_hostile_name_in_what_differs_does_nothing_to_a_terminal(run: Run, tmp_path: Path) -> None:
+    pairs = [*without(tensors_of(RESNET), "fc."), ("\x1b[2J\nhead.weight", (5, 2048))]
+    path = saved(tmp_path, pairs)
+    assert r"\x1b[2J\x0ahead" in run("inspect", path).out
+    with open_checkpoint(path) as checkpoint:
+        drawn = view(describe(checkpoint), Canvas(100, color=False))
+    assert r"\x1b[2J\x0ahead" in drawn
+    assert "\x1b" not in drawn
 
 
 # As a reference for names, and as a model.
