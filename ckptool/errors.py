@@ -29,6 +29,10 @@ class IncompleteCheckpoint(UnreadableCheckpoint):
     """Refuse a checkpoint in several files of which some, or some tensors, are not there."""
 
 
+class SourceUnavailable(CkptoolError):
+    """Give up on an open file elsewhere: its server let go, or it changed; what was said of its content stays open."""
+
+
 class UnsupportedTensor(CkptoolError):
     """Refuse a tensor that is understood but cannot be carried over without changing it."""
 

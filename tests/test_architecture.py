@@ -42,6 +42,7 @@ LIBRARY_ROOMS = {
     "rich": {"reports"},
     "typer": {"cli"},
     "isal": {"model"},
+    **{name: {"formats"} for name in ("http", "socket", "ssl", "fsspec", "aiohttp", "botocore", "gcsfs")},
 }
 # What runs the content of a file, or imports what a file names. ``import_module`` is for the package's own lazy API,
 # and for loading, where the user names the module.
@@ -216,7 +217,7 @@ def test_commands_start_without_heavy_libraries(name, folder):
     ran = subprocess.run([sys.executable, "-c", RUN, json.dumps(argv)], capture_output=True, text=True)
     status, loaded = json.loads(ran.stderr.splitlines()[-1])
     assert status == 0, ran.stderr
-    heavy = {"torch", "pydantic", "lightning", "safetensors", "numpy", "matplotlib"} - (
+    heavy = {"torch", "pydantic", "lightning", "safetensors", "numpy", "matplotlib", "http", "ssl", "fsspec"} - (
         {"numpy"} if name in NEEDS_NUMPY else set()
     )
     assert heavy.isdisjoint(loaded)

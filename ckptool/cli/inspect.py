@@ -13,6 +13,7 @@ from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
 from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, show
 from ckptool.errors import CkptoolError, UnreadableCheckpoint
+from ckptool.model.places import as_path
 
 if TYPE_CHECKING:  # its many result types would slow every other command's start
     from ckptool.model.checkpoint import Checkpoint
@@ -25,7 +26,10 @@ if TYPE_CHECKING:  # its many result types would slow every other command's star
 InspectPaths = Annotated[
     list[Path],
     typer.Argument(
-        help="Checkpoint files, folders of them, or - for paths on stdin.", show_default=False, metavar="[PATH]..."
+        help="Checkpoint files, folders of them, addresses (https, s3, gs, hf), or - for paths on stdin.",
+        show_default=False,
+        metavar="[PATH]...",
+        parser=as_path,
     ),
 ]
 _ORDERS: dict[str, SortOrder] = {

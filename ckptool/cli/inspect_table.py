@@ -18,6 +18,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.file import is_folder
 from ckptool.model.folder import FileRow, Mode, Table
 from ckptool.model.inspection import InspectOptions
+from ckptool.model.places import as_path
 from ckptool.operations.describe import judge_refused
 from ckptool.operations.folder import Found, describe_row, find, read_row, unreadable_row
 from ckptool.operations.parallel import map_in_order
@@ -106,7 +107,7 @@ def _listed_paths() -> list[Path]:
         data = sys.stdin.buffer.read()
     except OSError as error:
         raise CkptoolError(f"-: standard input cannot be read ({error.strerror}); give a path a line") from error
-    return [Path(os.fsdecode(name)) for name in data.split(b"\0" if b"\0" in data else b"\n") if name]
+    return [as_path(os.fsdecode(name)) for name in data.split(b"\0" if b"\0" in data else b"\n") if name]
 
 
 def _describe(found: Found, asked: InspectOptions, view: options.AnswerOptions, terminal: Terminal) -> Status:

@@ -11,12 +11,16 @@ from typing import Annotated, Optional, TypeVar
 import typer
 
 from ckptool.errors import CkptoolError
+from ckptool.model.places import as_path
 from ckptool.model.plans import KeyOptions
 
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
 # ruff: noqa: UP045
 
-Paths = Annotated[list[Path], typer.Argument(help="Checkpoint files.", show_default=False, metavar="[PATH]...")]
+Paths = Annotated[
+    list[Path],
+    typer.Argument(help="Checkpoint files.", show_default=False, metavar="[PATH]...", parser=as_path),
+]
 # As text: a path forgets the slash at its end, with which OUT would be a folder.
 InputsAndOutput = Annotated[
     list[str],
@@ -33,7 +37,10 @@ Select = Annotated[
 Like = Annotated[
     Optional[Path],
     typer.Option(
-        "--like", help="Reference names: a checkpoint, a list (one key a line), or timm:NAME.", metavar="FILE"
+        "--like",
+        help="Reference names: a checkpoint, a list (one key a line), or timm:NAME.",
+        metavar="FILE",
+        parser=as_path,
     ),
 ]
 Prefix = Annotated[

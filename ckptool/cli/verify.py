@@ -17,6 +17,7 @@ from ckptool.cli.terminal import Terminal, complain, detect, remark
 from ckptool.cli.verify_gate import GateOptions, gate_of, settle, status_of
 from ckptool.errors import CkptoolError
 from ckptool.model.gate import Settings
+from ckptool.model.places import RemotePath, as_path
 from ckptool.model.verification import SideBySide, Task, Thresholds, Verification, VerifyOptions
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class JudgeOptions:
         Optional[str], typer.Option("--expect-range", help="Range of sound regression outputs.", metavar="LOW:HIGH")
     ] = None
     against: Annotated[
-        Optional[Path], typer.Option("--against", help="The original, or a golden file.", metavar="OTHER")
+        Optional[Path],
+        typer.Option("--against", help="The original, or a golden file.", metavar="OTHER", parser=as_path),
     ] = None
     manifest: Annotated[
         Optional[Path], typer.Option("--manifest", help="What convert wrote beside the file.", metavar="FILE")
@@ -211,6 +213,9 @@ def _says_so(answer: Verification) -> bool:
 
 def _refuse_unfit(paths: list[Path], asked: VerifyOptions) -> None:
     """Refuse options that would be of no effect, or that several checkpoints cannot share."""
+    elsewhere = next((path for path in paths if isinstance(path, RemotePath)), None)
+    if asked.trust_code and elsewhere is not None:
+        raise CkptoolError(f"{elsewhere}: --trust-code runs programs on this disk only; download it first")
     if asked.model is None and not asked.trust_code:
         given = (
             field.name for field in fields(asked) if getattr(asked, field.name) != getattr(VerifyOptions(), field.name)

@@ -16,6 +16,7 @@ from ckptool.errors import CkptoolError, OutputRefused
 from ckptool.formats.file import is_folder
 from ckptool.model import dtypes
 from ckptool.model.conversion import Conversion, ConvertOptions, OutputKind
+from ckptool.model.places import RemotePath, as_path
 from ckptool.model.sources import Progress
 
 _KINDS: dict[str, OutputKind] = {"pt": "torch", "safetensors": "safetensors"}
@@ -195,7 +196,8 @@ def _write_described(task: _Task, asked: ConvertOptions, manifest: Path, progres
 def _tasks(
     names: list[str], writing: options.WritingOptions, kind: OutputKind | None, *, by_suffix: bool
 ) -> list[_Task]:
-    paths = [Path(name) for name in names]
+    paths = [as_path(name) for name in names]
+    _refuse_writing_elsewhere(paths, writing)
     if writing.in_place and writing.out_dir:
         raise OutputRefused("--in-place and --out-dir exclude each other; give one of them")
     if writing.in_place:
@@ -214,6 +216,14 @@ def _tasks(
     if by_suffix and kind is None:
         kind = kind_of_target(paths[1], may_be_folder=may_be_folder)
     return [_Task(paths[0], paths[1], kind)]
+
+
+def _refuse_writing_elsewhere(paths: list[Path], writing: options.WritingOptions) -> None:
+    """Refuse an output that is no path of this disk."""
+    outputs = paths if writing.in_place else [] if writing.out_dir else paths[1:]
+    for path in outputs:
+        if isinstance(path, RemotePath):
+            raise OutputRefused(f"{path}: ckptool writes to this disk only; name a file here for OUT")
 
 
 def _may_be_folder(source: Path, writing: options.WritingOptions) -> bool:

@@ -14,6 +14,7 @@ from ckptool.formats.file import InputFile, is_folder, open_file
 from ckptool.formats.readers import ENVELOPES, read_file, tell_named
 from ckptool.formats.sniff import SHARD_INDEX, sniff
 from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.places import RemotePath
 
 __all__ = ["open_checkpoint"]
 
@@ -23,7 +24,7 @@ _DISTRIBUTED_NAME = ".metadata"  # of a folder that torch.distributed.checkpoint
 def open_checkpoint(path: Path) -> Checkpoint:
     """Describe the checkpoint in a file, or in the files that an index or a model's folder names.
 
-    Nothing in it is run, no tensor is read.
+    Nothing in it is run, no tensor is read. Of a file elsewhere (a ``RemotePath``) the description alone is fetched.
 
     A path may lead into an archive as if it were a folder: ``runs.zip/best.ckpt``.
 
@@ -59,6 +60,8 @@ def _open_distributed(folder: Path, path: Path) -> Checkpoint:
 
 def _open_file(path: Path) -> Checkpoint:
     if path.name == _DISTRIBUTED_NAME:
+        if isinstance(path, RemotePath):
+            raise UnreadableCheckpoint("a distributed checkpoint is read from this disk only; download its folder")
         return _open_distributed(path.parent, path)
     if path.suffix == ".distcp":
         raise UnreadableCheckpoint("this is one file of a distributed checkpoint; name its folder to read it")

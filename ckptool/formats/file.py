@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
+from ckptool.model.places import RemotePath
 from ckptool.model.sources import CHUNK_BYTES, FileRange
 
 # Without O_NONBLOCK the open of a FIFO waits for a writer that may never come.
@@ -36,6 +37,8 @@ _KINDS = (
 
 class InputFile:
     """Read ranges of one open file; ``size`` is in bytes."""
+
+    is_remote = False
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -73,7 +76,7 @@ class InputFile:
         except OSError as error:
             raise _read_error(error) from error
         if not part:
-            raise _cut_short(offset)
+            raise cut_short(offset)
         return part
 
     def stream(self, offset: int, nbytes: int) -> Iterator[memoryview]:
@@ -93,8 +96,8 @@ class InputFile:
         finally:
             self._spare_buffers.append(buffer)
 
-    def place(self, offset: int, nbytes: int) -> FileRange:
-        """Say where ``nbytes`` bytes from ``offset`` on lie in the file that is open."""
+    def place(self, offset: int, nbytes: int) -> FileRange | None:
+        """Say where ``nbytes`` bytes from ``offset`` on lie in the file that is open; None where that is elsewhere."""
         return FileRange(self.fd, offset, nbytes)
 
     def _buffer(self) -> bytearray:
@@ -121,7 +124,7 @@ class InputFile:
         except OSError as error:
             raise _read_error(error) from error
         if got == 0:
-            raise _cut_short(offset)
+            raise cut_short(offset)
         return target[:got]
 
 
@@ -146,11 +149,11 @@ class InnerFile(InputFile):
         :raises UnreadableCheckpoint: the file ends at ``offset`` or cannot be read.
         """
         if offset >= self.size:
-            raise _cut_short(offset)
+            raise cut_short(offset)
         return self._outer.read_some(self._start + offset, min(nbytes, self.size - offset))
 
-    def place(self, offset: int, nbytes: int) -> FileRange:
-        """Say where ``nbytes`` bytes from ``offset`` on lie in the outer file."""
+    def place(self, offset: int, nbytes: int) -> FileRange | None:
+        """Say where ``nbytes`` bytes from ``offset`` on lie in the outer file, as that says it."""
         return self._outer.place(self._start + offset, nbytes)
 
     def check_unchanged(self) -> None:
@@ -162,15 +165,19 @@ class InnerFile(InputFile):
 
     def _read_into(self, target: memoryview, offset: int) -> memoryview:
         if offset >= self.size:
-            raise _cut_short(offset)
+            raise cut_short(offset)
         return self._outer._read_into(target[: self.size - offset], self._start + offset)
 
 
 def open_file(path: Path) -> InputFile:
-    """Open one regular file for reading; follows symbolic links, never waits.
+    """Open one regular file for reading; follows symbolic links, never waits. The one at an address is read there.
 
     :raises UnreadableCheckpoint: it is missing, unreadable, or not a regular file.
     """
+    if isinstance(path, RemotePath):
+        from ckptool.formats.remote import open_remote  # few files lie elsewhere, and the network is slow to import
+
+        return open_remote(path)
     try:
         fd = os.open(path, _FLAGS)
     except OSError as error:
@@ -213,7 +220,8 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _cut_short(offset: int) -> UnreadableCheckpoint:
+def cut_short(offset: int) -> UnreadableCheckpoint:
+    """Say that a file ends at ``offset`` (bytes), before what it declares."""
     return UnreadableCheckpoint(f"the file ends at byte {offset}, before what it declares; get it again")
 
 

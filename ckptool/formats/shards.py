@@ -18,6 +18,7 @@ from typing import Any
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.file import InputFile, listing
 from ckptool.model.checkpoint import Finding
+from ckptool.model.places import RemotePath
 
 _SUFFIX = r"\.(?P<suffix>safetensors|bin|pth?|ckpt)"  # others are of other frameworks (tf_model.h5.index.json)
 INDEX_NAME = re.compile(rf"(?P<stem>.+){_SUFFIX}\.index(?:\.(?P<variant>[^.]+))?\.json", re.DOTALL)
@@ -128,6 +129,8 @@ def require_files(shards: ShardSet) -> None:
     :raises IncompleteCheckpoint: a file is missing.
     :raises UnreadableCheckpoint: a link leads out of the folder, or two names are one file.
     """
+    if isinstance(shards.folder, RemotePath):
+        return  # none can be a link there, and a missing one is told when it is opened
     missing = [name for name in shards.names if not os.path.lexists(shards.folder / name)]
     if missing:
         source = "its index names" if shards.index_name else "their numbers ask for"

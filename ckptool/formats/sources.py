@@ -75,8 +75,8 @@ class StoredRange(_FileSource):
     __slots__ = ()
 
     @property
-    def file_range(self) -> FileRange:
-        """Give the place in the file."""
+    def file_range(self) -> FileRange | None:
+        """Give the place in the file, None where that is elsewhere."""
         return self._file.place(self._offset, self.nbytes)
 
     def place(self, offset: int) -> None:

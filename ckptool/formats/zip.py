@@ -11,6 +11,8 @@ import stat
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -57,6 +59,9 @@ _MADE_ON_UNIX = 3
 # Set for a folder; torch then reads nothing for the record and hands out uninitialised memory.
 _IS_FOLDER = 0x10
 _ODD_ATTRIBUTES = _IS_FOLDER | 0o170000 << 16  # what Unix calls the type of a file stands in the upper half
+
+_TORCH_ALIGNMENT = 64
+_STORAGE = re.compile(r"^[^/]+/data/[0-9]+$")
 
 _METHODS = {9: "deflate64", 12: "bzip2", 14: "lzma", 93: "zstd", 95: "xz", 99: "an encryption"}
 # What no record name may hold, once every name stands between two NULs.
@@ -130,7 +135,7 @@ def read_archive(file: InputFile) -> Archive:
     """
     end = _find_end(file)
     directory = file.read(end.offset, end.size)
-    plain = _read_plain_records(file, directory, end)
+    plain = None if file.is_remote else _read_plain_records(file, directory, end)
     records, findings = (plain, []) if plain is not None else _read_records(file, directory, end)
     return Archive({record.name: record for record in records}, tuple(findings))
 
@@ -139,7 +144,7 @@ def _read_records(file: InputFile, directory: bytes, end: _End) -> tuple[list[Re
     """Read any archive: what is odd about one is refused with a sentence or becomes a finding."""
     entries = _read_entries(directory, end)
     _check_names([entry.name for entry in entries])
-    records, findings = _locate(file, entries, end)
+    records, findings = _locate_remote(file, entries, end) if file.is_remote else _locate(file, entries, end)
     _check_expansion(records, file.size)
     findings += [
         Finding("symlink-record", f"the record {entry.name!r:.100} is marked as a symbolic link")
@@ -486,6 +491,102 @@ def _descriptor_size(window: _Window, entry: _Entry, position: int, end: _End) -
             if found.startswith(spelling):
                 return len(spelling)
     raise _inconsistent(f"the record {entry.name!r:.100} has another descriptor than the directory says")
+
+
+# --- the local headers of a file elsewhere ------------------------------------------------------------------------
+
+
+class _Direct(_Window):
+    """Read no more than is asked for: what is elsewhere is fetched in blocks already."""
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Give so many bytes of the file, or what there is of them."""
+        return self._file.read(offset, min(nbytes, self._file.size - offset))
+
+
+class _Place(NamedTuple):
+    """Say where a record's payload begins and ends, and its descriptor ends, in bytes, if torch has written it."""
+
+    entry: _Entry
+    offset: int
+    stop: int
+    end: int
+
+
+def _locate_remote(file: InputFile, entries: list[_Entry], end: _End) -> tuple[list[Record], list[Finding]]:
+    """Find the payloads through the directory where torch's alignment vouches for it: a header costs a request each.
+
+    What is at hand, or is no storage, is compared at once; a storage's header before its bytes are streamed.
+    """
+    from ckptool.formats.remote.file import RemoteFile, UseCheck
+
+    assert isinstance(file, RemoteFile)
+    places = _aligned_places(sorted(entries, key=attrgetter("header")), end)
+    if places is None:
+        return _locate(file, entries, end)
+    window = _Direct(file)
+    checks: dict[int, UseCheck] = {}
+    for before, place in pairwise([None, *places]):
+        assert place is not None
+        check = partial(_check_place, window, before, place, end)
+        nbytes = place.offset - place.entry.header
+        if _STORAGE.search(place.entry.name) and not file.holds(place.entry.header, nbytes):
+            checks[place.offset] = UseCheck(0 if before is None else before.stop, place.stop, check)
+        else:
+            check()
+    _check_descriptor(window, places[-1], end)
+    file.check_before_use(checks)
+    records = [
+        Record(entry.name, entry.method, entry.crc32, entry.stored_bytes, entry.nbytes, offset)
+        for entry, offset, _, _ in places
+    ]
+    return records, list(_unread_headers(len(checks), len(records)))
+
+
+def _aligned_places(entries: list[_Entry], end: _End) -> list[_Place] | None:
+    """Count back from each record's successor; None where a payload is not aligned as torch aligns it.
+
+    Source: torch, ``caffe2/serialize/inline_container.cc`` (``getPadding``: a payload begins at a multiple of 64).
+    """
+    places = []
+    starts = [*(entry.header for entry in entries), end.offset]
+    for entry, stop in zip(entries, starts[1:], strict=True):
+        offset = stop - _torch_descriptor_bytes(entry) - entry.stored_bytes
+        padding = offset - entry.header - _LOCAL.size - len(entry.raw_name)
+        if offset % _TORCH_ALIGNMENT or not 0 <= padding <= 0xFFFF:
+            return None
+        places.append(_Place(entry, offset, offset + entry.stored_bytes, stop))
+    return places if places and entries[0].header == 0 else None
+
+
+def _torch_descriptor_bytes(entry: _Entry) -> int:
+    if not entry.flags & _HAS_DESCRIPTOR:
+        return 0
+    is_wide = max(entry.header, entry.stored_bytes, entry.nbytes) >= _IN_ZIP64
+    return _DESCRIPTOR64.size if is_wide else _DESCRIPTOR.size
+
+
+def _check_place(window: _Window, before: _Place | None, place: _Place, end: _End) -> None:
+    """Compare a local header, and the descriptor right before it, with what the directory says."""
+    if before is not None:
+        _check_descriptor(window, before, end)
+    if _read_local(window, place.entry, end) != place.offset:
+        raise _inconsistent(f"the record {place.entry.name!r:.100} does not begin where the next one says")
+
+
+def _check_descriptor(window: _Window, place: _Place, end: _End) -> None:
+    if not place.entry.flags & _HAS_DESCRIPTOR:
+        return
+    if place.stop + _descriptor_size(window, place.entry, place.stop, end) != place.end:
+        raise _inconsistent(f"the record {place.entry.name!r:.100} does not end where the next one begins")
+
+
+def _unread_headers(unread: int, records: int) -> Iterable[Finding]:
+    if unread:
+        yield Finding(
+            "unread-headers",
+            f"{unread} of {records} local headers were not fetched: each is compared before its tensor is read",
+        )
 
 
 # --- an archive as torch writes it --------------------------------------------------------------------------------

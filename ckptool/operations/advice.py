@@ -9,6 +9,7 @@ from typing import Any
 
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import KeySummary, NextStep, Safety
+from ckptool.model.places import RemotePath
 from ckptool.model.plans import Selection
 from ckptool.model.values import OpaqueTensor, TensorSpec
 
@@ -69,6 +70,9 @@ def _whole(checkpoint: Checkpoint) -> Path:
     It has a name, also where the user's path is a mere dot.
     """
     path = checkpoint.path
+    if isinstance(path, RemotePath):
+        index = checkpoint.facts["index"] if checkpoint.shards else None
+        return Path(path.parent.name if path.name == index else path.name)
     if "inside" in checkpoint.facts:
         return _outside(path).with_name(path.name)
     if checkpoint.shards and path.name == checkpoint.facts["index"]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
+from ckptool.formats.file import open_file
 from ckptool.model.manifest import HashedFile
 from ckptool.model.sources import NoProgress, Progress
-
-_CHUNK_BYTES = 1 << 20
 
 
 def hash_file(path: Path, progress: Progress | None = None) -> HashedFile:
@@ -17,13 +17,12 @@ def hash_file(path: Path, progress: Progress | None = None) -> HashedFile:
 
     :raises UnreadableCheckpoint: it cannot be read.
     """
-    running, nbytes, progress = hashlib.sha256(), 0, progress or NoProgress()
+    running, progress = hashlib.sha256(), progress or NoProgress()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
+        with closing(open_file(path)) as file:
+            for chunk in file.stream(0, file.size):
                 running.update(chunk)
-                nbytes += len(chunk)
                 progress.advance(len(chunk))
-    except (OSError, ValueError) as error:
-        raise UnreadableCheckpoint(f"{path}: cannot be read for its checksum ({error}); look at the file") from error
-    return HashedFile(path.name, nbytes, running.hexdigest())
+            return HashedFile(path.name, file.size, running.hexdigest())
+    except UnreadableCheckpoint as error:
+        raise UnreadableCheckpoint(f"{path}: {error}") from error

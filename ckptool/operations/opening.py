@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +13,7 @@ from ckptool.errors import PlanRefused
 from ckptool.formats import open_checkpoint
 from ckptool.layouts import plan_keys, read_training, select
 from ckptool.model.checkpoint import Checkpoint
+from ckptool.model.places import as_path
 from ckptool.model.plans import KeyOptions, KeyPlan, Note, Selection, StateDict
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.plain import to_plain
@@ -113,9 +113,11 @@ class OpenedCheckpoint:
 def open_path(path: str | os.PathLike[str]) -> OpenedCheckpoint:
     """Open a checkpoint as data: names, shapes and dtypes, no tensor read. Close it, or use it in a ``with``.
 
+    The path may be an address (``https://``, ``s3://``, ``gs://``, ``hf://ORG/MODEL[@REVISION]/FILE``).
+
     :raises CkptoolError: it cannot be read.
     """
-    return OpenedCheckpoint(open_checkpoint(Path(path)))
+    return OpenedCheckpoint(open_checkpoint(as_path(path)))
 
 
 def _chosen_state_dict(checkpoint: Checkpoint, selection: Selection) -> StateDict:

@@ -49,6 +49,8 @@ _FORBIDDEN: dict[str, tuple[str, ...]] = {
     "reports": (*_PROCESSES, *_FILES, *_FOLDERS),
     "cli": (*_PROCESSES, *_FILES),  # --out-dir makes a folder
     "writers": _PROCESSES,
+    # What the user names by an address is asked for there.
+    "formats/remote/http.py": tuple(event for event in _WATCHED if event not in ("socket.", "http.")),
     "operations/parallel.py": (),  # reads many files in processes of its own
     "loading": (),  # builds and runs the model that the user names
     "verification": (),
