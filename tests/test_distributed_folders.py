@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -374,6 +376,21 @@ def test_every_cut_of_the_metadata_is_refused(broken: Path) -> None:
         (broken / ".metadata").write_bytes(whole[:length])
         with pytest.raises(ckptool.errors.UnreadableCheckpoint):
             open_checkpoint(broken)
+
+
+def test_changed_bytes_give_tensors_or_one_refusal(folders: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders / "ranks-2", tmp_path / "changed"))
+    files, generator = sorted(folder.iterdir()), Random(0)
+    for number in range(120):
+        path = files[0] if number % 2 else generator.choice(files)
+        whole = path.read_bytes()
+        changed = bytearray(whole)
+        changed[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        path.write_bytes(changed)
+        with contextlib.suppress(ckptool.errors.UnreadableCheckpoint), open_checkpoint(folder) as checkpoint:
+            for storage in checkpoint.storages:
+                assert sum(map(len, storage.source.stream())) == storage.nbytes
+        path.write_bytes(whole)
 
 
 def test_a_folder_is_never_replaced(run: Any, broken: Path) -> None:

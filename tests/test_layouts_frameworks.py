@@ -101,6 +101,23 @@ def test_peft_keeps_its_own_layout() -> None:
     assert list(made.kept.values()) == list(tuned.state_dict())
 
 
+def test_peft_is_named(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(Net(), LoraConfig(target_modules=["attn_module"]))
+    tuned.save_pretrained(tmp_path / "adapter")
+    torch.save(torch.compile(tuned).state_dict(), tmp_path / "whole.pt")
+    torch.save({f"base_model.model.{key}": one for key, one in Net().state_dict().items()}, tmp_path / "other.pt")
+    for name, said in {
+        "adapter": "without its model (lora)",
+        "whole.pt": "adapter in it (lora)",
+        "other.pt": "",
+    }.items():
+        with open_checkpoint(tmp_path / name) as checkpoint:
+            texts = [note.text for note in select(checkpoint).notes if note.code == "peft"]
+            assert [said in text for text in texts] == ([True] if said else [])
+
+
 def test_a_parametrized_model_keeps_its_names() -> None:
     net = Net()
     nn.utils.parametrizations.weight_norm(net.head)

@@ -11,6 +11,7 @@ from ckptool.layouts.aliases import with_aliases
 from ckptool.layouts.candidates import UNKNOWN_NAME, find_state_dicts, is_optimizer_like, state_dict_at
 from ckptool.layouts.composer import with_averages
 from ckptool.layouts.inner import inner_candidates
+from ckptool.layouts.peft import peft_note
 from ckptool.layouts.producers import Layout, has, identify, layout_of, lookup
 from ckptool.layouts.roots import LOSS_ENDINGS, LOSS_ROOTS
 from ckptool.layouts.segments import quoted
@@ -211,7 +212,8 @@ def _notes(chosen: StateDict | None, found: Sequence[StateDict], weights: str) -
         notes.append(Note("ema-weights", f'"{chosen.name}" holds EMA weights ({chosen.reason})'))
     others = [state_dict for state_dict in found if state_dict is not chosen]
     beside = (_note_beside(state_dict, others) for state_dict in others if chosen.role != state_dict.role)
-    return [*notes, *beside, *_unwritable_notes(chosen)]
+    adapter = peft_note(chosen.entries)
+    return [*notes, *beside, *([adapter] if adapter else ()), *_unwritable_notes(chosen)]
 
 
 def _unwritable_notes(chosen: StateDict) -> list[Note]:
