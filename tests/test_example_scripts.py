@@ -92,6 +92,16 @@ def test_the_wrong_names_are_proven_repaired_and_proven(pictures, environment, t
     assert list(fixed)[:2] == ["stem.weight", "bn.weight"]
 
 
+def test_the_last_epochs_are_averaged_and_judged(trained, pictures, environment, tmp_path):
+    command = [EXAMPLES / "average.sh", trained / "epochs", tmp_path / "mean.pt", f"{SCRIPT}:DigitsNet", pictures]
+    done = ran(command, environment, cwd=tmp_path)
+    assert "verdict\t" in done.stdout, done.stderr
+    one, two = (torch.load(trained / "epochs" / f"epoch=0{epoch}.ckpt", weights_only=True) for epoch in (0, 1))
+    name = "model._orig_mod.fc.weight"
+    mean = torch.load(tmp_path / "mean.pt", weights_only=True)["fc.weight"]
+    assert torch.equal(mean, (one["state_dict"][name] + two["state_dict"][name]) / 2)
+
+
 def test_what_is_sound_is_not_repaired(pictures, environment, tmp_path):
     weights = torch.load(DIGITS, weights_only=True)["state_dict"]
     torch.save({key.removeprefix("model._orig_mod."): value for key, value in weights.items()}, tmp_path / "sound.pt")
