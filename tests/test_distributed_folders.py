@@ -199,6 +199,29 @@ def test_lightning_keeps_the_rest_in_a_file_beside(run: Any, tmp_path: Path) -> 
     assert_same(load_state_dict(folder), {key.removeprefix("model."): value for key, value in weights.items()})
 
 
+def test_megatron_names_are_its_own(run: Any, tmp_path: Path) -> None:
+    """Its names are flat, its optimizer among them, and what is common to all ranks lies beside."""
+    folder = tmp_path / "iter_0000100"
+    weights = {"decoder.layers.mlp.weight": torch.randn(2, 3, 4), "embedding.weight": torch.randn(5, 3)}
+    moments = {f"optimizer.state.exp_avg.{key}": torch.zeros_like(one) for key, one in weights.items()}
+    dcp.save({**moments, **weights}, checkpoint_id=folder, no_dist=True)
+
+    def change(metadata: Metadata) -> None:
+        metadata.planner_data = {}
+        metadata.mcore_data = {"decoder.layers.mlp.weight": {"nd_reformulated_orig_global_shape": (2, 3, 4)}}
+
+    edit(folder, change)
+    torch.save({"iteration": 100, "checkpoint_version": 3.0}, folder / "common.pt")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("100")
+    assert_same(load_state_dict(folder), weights)
+    document = json.loads(run("inspect", folder, "--json").out)
+    assert "megatron" in [note["code"] for note in document["notes"]]
+    ran = run("convert", folder, tmp_path / "out.safetensors", "--json")
+    assert_same(load_file(tmp_path / "out.safetensors"), weights)
+    assert "optimizer" in [row["name"] for row in json.loads(ran.out)["dropped"]]
+    assert "iter_" in run("inspect", tmp_path).err + run("inspect", tmp_path).out
+
+
 # --- what is wrong ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,17 +10,31 @@ from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.values import DictNode
 
 _Step = str | int
+# Megatron flattens names itself: optimizer.state.exp_avg.decoder.layers..., chained_0.optimizer....
+_OPTIMIZER = re.compile(r"(?:optim(?:izer)?(?:_\d+)?|chained_\d+)\.(?=.)")
 
 
 def nest(values: Mapping[str, Any], paths: Mapping[str, tuple[_Step, ...]]) -> DictNode:
     """Put each value where its path says, in the order of the paths; one without a path stands under its flat name.
 
+    Where an optimizer's values are among those without a path, they go under its root, and the others under "model".
+
     :raises UnreadableCheckpoint: two paths contradict each other.
     """
+    placed = {**paths, **_flat_paths([name for name in values if name not in paths])}
     root: dict[_Step, Any] = {}
-    for name in (*(name for name in paths if name in values), *(name for name in values if name not in paths)):
-        _put(root, paths.get(name, (name,)), values[name], name)
+    for name in (name for name in placed if name in values):
+        _put(root, placed[name], values[name], name)
     return DictNode([(step, _as_tree(value)) for step, value in root.items()])
+
+
+def _flat_paths(names: list[str]) -> dict[str, tuple[_Step, ...]]:
+    optimizers = {name: match for name in names if (match := _OPTIMIZER.match(name))}
+    roots: tuple[_Step, ...] = ("model",) if optimizers else ()
+    return {
+        name: (optimizers[name][0][:-1], name[optimizers[name].end() :]) if name in optimizers else (*roots, name)
+        for name in names
+    }
 
 
 class _Branch(dict[_Step, Any]):
