@@ -274,6 +274,9 @@ def stage(found: Architecture) -> Sequence[tuple[int, str, int | None]]:
         ("timm:resnet50", list(zip((3, 4, 6, 3), ["Bottleneck"] * 4, (256, 512, 1024, 2048), strict=True))),
         ("timm:convnext_tiny", list(zip((3, 3, 9, 3), ["ConvNeXt block"] * 4, (96, 192, 384, 768), strict=True))),
         ("timm:vit_base_patch16_224", [(12, "transformer block", 768)]),
+        ("timm:convnext_atto", list(zip((2, 2, 6, 2), ["ConvNeXt block"] * 4, (40, 80, 160, 320), strict=True))),
+        ("timm:resnetv2_18", list(zip((2, 2, 2, 2), ["BasicBlock"] * 4, (64, 128, 256, 512), strict=True))),
+        ("timm:starnet_s1", list(zip((2, 2, 8, 3), ["convolutional block"] * 4, (24, 48, 96, 192), strict=True))),
         ("timm:mixer_b16_224", [(12, "MLP block", 768)]),
         ("transformers:T5ForConditionalGeneration", [(6, "transformer block", 512)] * 2),
         ("transformers:MixtralForCausalLM", [(32, "transformer block", 4096)]),
@@ -293,6 +296,8 @@ def test_stages_are_counted(name: str, stages: list[tuple[int, str, int]]) -> No
             {"width": 768, "patch_size": (16, 16), "positions": 197, "grid": 14},
         ),
         ("timm:beit_base_patch16_224", {"heads": 12}),
+        ("timm:botnet26t_256", {"patch_size": None, "kind": "Bottleneck"}),
+        ("timm:hiera_base_224", {"patch_size": None, "width": 768}),
         ("transformers:T5ForConditionalGeneration", {"heads": 8}),
         ("transformers:Qwen3ForCausalLM", {"heads": 32, "width": 4096, "context": None}),
         ("transformers:GPT2LMHeadModel", {"context": 1024, "width": 768, "heads": None, "positions": None}),
@@ -305,6 +310,15 @@ def test_stages_are_counted(name: str, stages: list[tuple[int, str, int]]) -> No
 def test_dimensions_are_told_where_the_shapes_tell(name: str, expected: Mapping[str, Any]) -> None:
     structure = previewed(tensors_of(name)).structure
     assert {field: getattr(structure, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:efficientnet_b3", "timm:mobilenetv2_100", "timm:convnext_base", "timm:resnet101"]
+)
+def test_blocks_are_of_the_same_kind_in_a_sorted_file(name: str) -> None:
+    pairs = tensors_of(name)
+    kinds = [{one.kind for one in previewed(order).structure.stages} for order in (pairs, sorted(pairs))]
+    assert kinds[0] == kinds[1]
 
 
 def test_the_heads_of_each_stage_are_told() -> None:

@@ -18,7 +18,7 @@ Shapes = Mapping[str, Shape]
 
 TRANSFORMER, PERCEPTRON = "transformer block", "MLP block"
 _ATTENTION = re.compile(
-    r"(^|[._])(q_?k_?v|in_proj_weight|[qkv]_?proj\w*|query\w*|wqkv|c_attn|selfattention|to_[qkv]|to_qkv|linear_[qk]"
+    r"(^|[._])(q|kv|qk|q_?k_?v|in_proj_weight|[qkv]_?proj\w*|query\w*|wqkv|c_attn|selfattention|to_[qkv]|to_qkv|linear_[qk]"
     r"|[qk]_lin)($|[._])",
     re.IGNORECASE,
 )
@@ -27,7 +27,7 @@ _QUERIES = re.compile(r"(^|[._])(q_?proj|query|to_q|q_lin|linear_q)($|[._])")
 _ASIDE = re.compile(
     r"(^|\.)(downsample|shortcut|skip\w*|identity|conv_skip|conv_shortcut|se|se_module|squeeze\w*|attn|gate)($|\.)"
 )
-_SQUEEZE = re.compile(r"(^|\.)fc[12]\.weight$")  # the squeeze-and-excitation of torchvision, where it is a convolution
+_SQUEEZE = re.compile(r"(^|(?<!mlp)\.)fc[12]\.weight$")  # of torchvision, where it is a convolution
 # Tensors with one entry for each attention head: name, dimensions, and which of them counts the heads.
 _HEAD_TABLES = (
     ("relative_position_bias_table", 2, 1),
@@ -35,6 +35,8 @@ _HEAD_TABLES = (
     ("logit_scale", 3, 0),
     ("temperature", 3, 0),
 )
+_PLAIN_KINDS = {(3, 3): "BasicBlock", (1, 3, 1): "Bottleneck"}  # by the kernels of the convolutions in order
+_LARGE_KERNEL = 5
 _HEAD_NORM = re.compile(r"(^|\.)([qk]_(layer)?norm|query_norm|key_norm|norm_[qk])\.weight$")
 _PATCHES = re.compile(r"(^|[._])(patch_?embed\w*|patch_?embedding\w*|conv_proj|patchify|conv1)($|[._])")
 _POSITIONS = re.compile(
@@ -51,7 +53,9 @@ def structure_of(rows: Sequence[TensorRow], found: Sequence[Stack], sketch: Arch
     stages = (*map(_stage, found), *_recurrent(shapes))
     patch, patch_size = _patches(shapes)
     tables = _position_tables(shapes)
-    image_table = max(tables, key=lambda name: _common(name, patch), default=None) if patch_size else None
+    # The patches are added to their positions: both are of one width.
+    of_patches = [name for name in tables if patch_size and (shapes[name] or ())[-1] == (shapes[patch] or ())[0]]
+    image_table = max(of_patches, key=lambda name: _common(name, patch), default=None)
     positions = tables.pop(image_table) if image_table else None
     transformers = [stage for stage in stages if stage.kind in (TRANSFORMER, PERCEPTRON)]
     return Structure(
@@ -115,9 +119,8 @@ def _kind(shapes: Shapes) -> str:
     if any(map(_ATTENTION.search, shapes)):
         return TRANSFORMER
     ways = list(_ways(shapes))
-    convolutions = [shape for shape in ways if len(shape) > 2]
-    if convolutions:
-        return _convolutional_kind(convolutions, len(ways) - len(convolutions))
+    if any(len(shape) > 2 for shape in ways):
+        return _convolutional_kind(ways)
     return PERCEPTRON if len(ways) > 1 else ""
 
 
@@ -127,17 +130,23 @@ def _ways(shapes: Shapes) -> Iterator[tuple[int, ...]]:
             yield shape
 
 
-def _convolutional_kind(convolutions: Sequence[tuple[int, ...]], linears: int) -> str:
-    kernels = [max(shape[2:]) for shape in convolutions]
-    depthwise = [kernel for kernel, shape in zip(kernels, convolutions, strict=True) if shape[1] == 1]
-    if depthwise:
-        # The 1x1 convolutions of a ConvNeXt block may be linear layers; its depthwise one is the first.
-        if convolutions[0][1] == 1 and depthwise[0] >= 5 and len(kernels) + linears == 3:
-            return "ConvNeXt block"
-        return "inverted residual" if len(kernels) > 2 else "depthwise separable"
-    if kernels == [3, 3]:
-        return "BasicBlock"
-    return "Bottleneck" if sorted(kernels) == [1, 1, 3] else "convolutional block"
+def _convolutional_kind(ways: Sequence[tuple[int, ...]]) -> str:
+    kernels = [max(shape[2:], default=1) for shape in ways]
+    depthwise = [place for place, shape in enumerate(ways) if kernels[place] > 1 and shape[1] == 1]
+    if not depthwise:
+        return _PLAIN_KINDS.get(tuple(kernels), "convolutional block")
+    if len(ways) == 3 and len(depthwise) == 1:
+        return _depthwise_kind(ways[depthwise[0]], [shape for shape in ways if shape is not ways[depthwise[0]]])
+    is_separable = len(ways) == 2 * len(depthwise) and all(kernel > 1 for kernel in kernels[::2])
+    return "depthwise separable" if is_separable else "convolutional block"
+
+
+def _depthwise_kind(depthwise: tuple[int, ...], others: Sequence[tuple[int, ...]]) -> str:
+    """Tell by where the signal is widest; a file may be sorted by name, so the order does not tell."""
+    channels, widest = depthwise[0], max(shape[0] for shape in others)
+    if widest > channels and max(depthwise[2:]) >= _LARGE_KERNEL:
+        return "ConvNeXt block"
+    return "inverted residual" if widest == channels else "convolutional block"
 
 
 def _norm_width(shapes: Shapes) -> int | None:
@@ -181,11 +190,14 @@ def _by_head_size(shapes: Shapes, size: int) -> Iterator[int]:
 
 
 def _patches(shapes: Shapes) -> tuple[str, tuple[int, ...] | None]:
-    """Find the layer that cuts an image into patches, and its kernel."""
-    for name, shape in shapes.items():
-        if shape and len(shape) == 4 and name.endswith(".weight") and _PATCHES.search(name.removesuffix(".weight")):
-            return name, shape[2:] if min(shape[2:]) > 1 else None
-    return "", None
+    """Find the layer that cuts an image into patches, and its kernel; one with an odd edge overlaps, and tells none."""
+    found = {
+        name: shape[2:]
+        for name, shape in shapes.items()
+        if shape and len(shape) == 4 and name.endswith(".weight") and _PATCHES.search(name.removesuffix(".weight"))
+    }
+    kernel = _only(set(found.values()))
+    return (next(iter(found)), kernel) if kernel and not any(edge % 2 for edge in kernel) else ("", None)
 
 
 def _position_tables(shapes: Shapes) -> dict[str, int]:
