@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def server(running: Server) -> Server:
     running.asked.clear()
     running.sent = 0
     running.change = lambda asked: None
+    running.tag = ""
     return running
 
 
@@ -397,3 +399,169 @@ def test_a_closed_file_lets_its_connection_go(server):
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.path == path
     checkpoint.close()
+
+
+# --- buckets ---
+
+
+@pytest.fixture
+def bucket(server: Server, folder: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the server stand in for S3: of all its requests, HeadObject and GetObject with a range are what is needed."""
+    pytest.importorskip("s3fs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    place = folder / "bucket"
+    place.mkdir(exist_ok=True)
+    for name in ("a.pt", "large.pt", "large.safetensors"):
+        if (folder / name).exists() and not (place / name).exists():
+            (place / name).hardlink_to(folder / name)
+    return place
+
+
+@pytest.mark.parametrize("name", ["large.pt", "large.safetensors"])
+def test_an_object_of_a_gigabyte_is_described_for_less_than_a_megabyte(name, server, large, bucket, run):
+    ran = run("inspect", "--json", "--tensors", f"s3://bucket/{name}")
+    assert ran.status == 0, ran.err
+    answer = json.loads(ran.out)
+    assert answer["path"] == f"s3://bucket/{name}"
+    assert len(answer["tensors"]) == TENSORS
+    assert 0 < server.sent < MOST_BYTES
+
+
+def test_an_object_is_written_as_the_file_it_is(folder, bucket, tmp_path, run):
+    assert run("convert", folder / "a.pt", tmp_path / "here.safetensors").status == 0
+    ran = run("convert", "s3://bucket/a.pt", tmp_path / "there.safetensors")
+    assert ran.status == 0, ran.err
+    assert (tmp_path / "there.safetensors").read_bytes() == (tmp_path / "here.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "sentence"),
+    [
+        ("s3://bucket/none.pt", 404, "there is no such object in the bucket; check the address"),
+        ("s3://bucket/a.pt", 403, "the bucket refuses it"),
+    ],
+)
+def test_what_is_wrong_with_an_object_is_said_in_one_sentence(address, status, sentence, server, bucket, run):
+    server.change = answer_with(status)
+    ran = run("inspect", address)
+    assert ran.status == 2
+    assert ran.err.startswith(f"ckptool: {address}: {sentence}")
+    assert ran.err.count("\n") == 1
+
+
+def test_an_object_that_changes_is_refused(server, bucket, run):
+    server.change = lambda asked: setattr(server, "tag", f'"{len(server.asked)}"')
+    ran = run("inspect", "s3://bucket/a.pt")
+    assert ran.status == 2
+    assert "the file changed while it was read" in ran.err
+
+
+def test_a_bucket_without_its_library_says_what_to_install(monkeypatch, run):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs.retry", None)
+    ran = run("inspect", "gs://bucket/a.pt")
+    assert ran.status == 2
+    assert "gs:// is read with gcsfs, which is not installed; pip install 'ckptool[remote]'" in ran.err
+
+
+# --- the Hub ---
+
+
+@pytest.fixture
+def hub(server: Server, folder: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Let the server stand in for the Hub, with one model of two revisions."""
+    for revision, name in (("main", "a.pt"), ("refs%2Fpr%2F1", "b.pt")):
+        place = folder / "org" / "model" / "resolve" / revision.replace("%2F", "/")
+        place.mkdir(parents=True, exist_ok=True)
+        if not (place / "x y.pt").exists():
+            (place / "x y.pt").hardlink_to(folder / name)
+    monkeypatch.setenv("HF_ENDPOINT", server.address)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.delenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", raising=False)
+    return server
+
+
+@pytest.mark.parametrize(("revision", "like"), [("", "a.pt"), ("@main", "a.pt"), ("@refs%2Fpr%2F1", "b.pt")])
+def test_a_file_on_the_hub_is_read_with_the_token(revision, like, hub, folder, run):
+    ran = run("inspect", "--json", f"hf://org/model{revision}/x y.pt")
+    assert ran.status == 0, ran.err
+    assert json.loads(ran.out)["file_bytes"] == (folder / like).stat().st_size
+    assert {asked.headers["Authorization"] for asked in hub.asked} == {"Bearer hf_secret"}
+
+
+def test_the_token_goes_to_the_hub_alone(hub, folder, tmp_path, run):
+    with served(folder) as store:
+
+        def send_on(asked: Asked) -> None:
+            answer_with(302, Location=store.url("a.pt?signature=1"))(asked)
+
+        hub.change = send_on
+        ran = run("convert", "hf://org/model/x y.pt", tmp_path / "out.pt")
+        assert ran.status == 0, ran.err
+        assert len(hub.asked) == 1
+        assert len(store.asked) > 2
+        assert all("Authorization" not in asked.headers for asked in store.asked)
+
+
+def test_an_address_that_is_no_longer_valid_is_asked_for_again(hub, folder, tmp_path, run):
+    with served(folder) as store:
+
+        def send_on(asked: Asked) -> None:
+            answer_with(302, Location=store.url(f"a.pt?signature={len(hub.asked)}"))(asked)
+
+        def expire(asked: Asked) -> None:
+            if asked.query == "signature=1" and len(store.asked) > 2:
+                answer_with(403)(asked)
+
+        hub.change, store.change = send_on, expire
+        assert run("convert", "hf://org/model/x y.pt", tmp_path / "out.pt").status == 0
+        assert len(hub.asked) == 2
+
+
+def test_without_a_token_none_is_sent(hub, monkeypatch, tmp_path, run):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert run("inspect", "hf://org/model/x y.pt").status == 0
+    assert all("Authorization" not in asked.headers for asked in hub.asked)
+    (tmp_path / "token").write_text("hf_stored\n")
+    hub.asked.clear()
+    assert run("inspect", "hf://org/model/x y.pt").status == 0
+    assert {asked.headers["Authorization"] for asked in hub.asked} == {"Bearer hf_stored"}
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    hub.asked.clear()
+    assert run("inspect", "hf://org/model/x y.pt").status == 0
+    assert all("Authorization" not in asked.headers for asked in hub.asked)
+
+
+def to_itself(asked: Asked) -> None:
+    answer_with(302, Location=asked.path)(asked)
+
+
+HUB_REFUSALS: dict[str, tuple[str, Callable[[Asked], None], str]] = {
+    "no file": ("hf://org/model/none.pt", lambda asked: None, "the Hub has no such file or revision (404)"),
+    "unknown": ("hf://org/model/x y.pt", answer_with(401), "the Hub has no such repository, or asks who you are (401)"),
+    "gated": ("hf://org/model/x y.pt", answer_with(403), "the Hub refuses it (403)"),
+    "in a circle": ("hf://org/model/x y.pt", to_itself, "sends on and on"),
+    "to another scheme": ("hf://org/model/x y.pt", answer_with(302, Location="ftp://x.test/"), "sends on to 'ftp://x"),
+    "no name": ("hf://org/model", lambda asked: None, "write it as hf://ORG/MODEL[@REVISION]/FILE"),
+}
+
+
+@pytest.mark.parametrize("name", HUB_REFUSALS)
+def test_what_the_hub_refuses_is_said_in_one_sentence(name, hub, run):
+    address, hub.change, sentence = HUB_REFUSALS[name]
+    ran = run("inspect", address)
+    assert ran.status == 2
+    assert ran.err.startswith(f"ckptool: {address}: ")
+    assert sentence in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_token_that_is_none_is_never_sent(hub, monkeypatch, run):
+    monkeypatch.setenv("HF_TOKEN", "two\r\nlines")
+    ran = run("inspect", "hf://org/model/x y.pt")
+    assert ran.status == 2
+    assert "set HF_TOKEN anew" in ran.err
+    assert hub.asked == []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -38,6 +39,7 @@ class Server:
     asked: list[Asked] = field(default_factory=list)
     sent: int = 0
     change: Callable[[Asked], None] = lambda asked: None
+    tag: str = ""  # told instead of the real one where only the head of an answer is asked for
 
     def url(self, name: str) -> str:
         return f"{self.address}/{name}"
@@ -87,6 +89,17 @@ def served(folder: Path) -> Iterator[Server]:
             self._headers_buffer.append(b"\r\n" + body)  # in one piece: else every answer waits for an acknowledgement
             self.flush_headers()
             self.close_connection = bool(asked.cut)
+
+        def do_HEAD(self) -> None:
+            """Answer as an object store does that is asked for an object's size and version."""
+            path = server.folder / unquote(urlsplit(self.path).path).lstrip("/")
+            self.send_response(200 if path.is_file() else 404)
+            if path.is_file():
+                status = path.stat()
+                self.send_header("ETag", server.tag or f'"{status.st_mtime_ns:x}"')
+                self.send_header("Content-Length", str(status.st_size))
+                self.send_header("Last-Modified", formatdate(status.st_mtime, usegmt=True))
+            self.end_headers()
 
         def log_message(self, *args: object) -> None:
             pass

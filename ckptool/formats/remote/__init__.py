@@ -18,8 +18,8 @@ def open_remote(path: RemotePath) -> RemoteFile:
     :raises UnreadableCheckpoint: there is none, it may not be read, or not by ranges.
     """
     address = path.address
-    if not address.isprintable() or " " in address:
-        raise UnreadableCheckpoint("the address holds blanks or control characters; write them as %20 and so on")
+    if not address.isprintable():
+        raise UnreadableCheckpoint("the address holds control characters; check it")
     ranges = _OPENERS[address.partition(":")[0].lower()](address)
     try:
         if address.endswith("/"):

@@ -107,6 +107,8 @@ def split_address(address: str) -> SplitResult:
 
     :raises UnreadableCheckpoint: it names no server, or tells a password.
     """
+    if " " in address:
+        raise UnreadableCheckpoint("the address holds blanks; write them as %20")
     try:
         parts = urlsplit(address)
         named = parts.hostname and parts.port != 0
