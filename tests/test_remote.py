@@ -136,6 +136,24 @@ def test_files_elsewhere_are_verified_and_compared(server, folder, run):
     assert [value["key"] for value in json.loads(ran.out)["values"]] == ["layers.7.weight"]
 
 
+def test_names_and_shapes_are_compared_without_the_values(server, folder, large, run):
+    for name, status in {"a.pt": 0, "a.safetensors": 0, "b.pt": 0, "c.pt": 1, "large.pt": 1}.items():
+        server.sent = 0
+        ran = run("diff", "--json", "--no-values", server.url("a.pt"), server.url(name))
+        assert ran.status == status, ran.err
+        answer = json.loads(ran.out)
+        assert (answer["values_compared"], answer["identical"], answer["values"]) == (False, 0, [])
+        assert "values-unread" in {note["code"] for note in answer["notes"]}
+        assert server.sent < MOST_BYTES
+    answer = json.loads(run("diff", "--json", "--no-values", server.url("a.pt"), server.url("c.pt")).out)
+    assert [change["key"] for change in answer["shape"]] == ["layers.7.weight"]
+    ran = run("diff", "--no-values", "--color", "always", server.url("a.pt"), server.url("b.pt"))
+    assert "the values were not read" in ran.out
+    for option in (["--tree"], ["--rtol", "1"]):
+        ran = run("diff", "--no-values", *option, server.url("a.pt"), server.url("b.pt"))
+        assert (ran.status, "leave out --no-values" in ran.err) == (2, True)
+
+
 def test_an_output_is_named_after_the_address(server, tmp_path, run):
     ran = run("convert", f"{server.url('a.pt')}?signature=a//b", "--out-dir", tmp_path / "out", "--to", "safetensors")
     assert ran.status == 0, ran.err

@@ -40,6 +40,9 @@ class DiffOptions:
     exact_names: Annotated[
         bool, typer.Option("--exact-names", help="Compare the names as they stand in the files.")
     ] = False
+    values: Annotated[
+        bool, typer.Option("--values/--no-values", help="Compare values, or names, shapes and dtypes alone.")
+    ] = True
     rtol: Annotated[float, typer.Option("--rtol", help="Same where |b - a| <= ATOL + RTOL * |a|.", metavar="RTOL")] = 0
     atol: Annotated[float, typer.Option("--atol", help="See --rtol; 0 and 0 is exact.", metavar="ATOL")] = 0
     metadata: Annotated[
@@ -107,10 +110,15 @@ def _wanted(choice: options.ChoiceOptions, names: options.NameOptions, asked: Di
     for option, number in (("--rtol", asked.rtol), ("--atol", asked.atol)):
         if not (math.isfinite(number) and number >= 0):
             raise CkptoolError(f"{option} {number}: give a number from 0 on")
+    needing = {"--tree": asked.tree, "--plot": asked.plot, "--rtol": asked.rtol, "--atol": asked.atol}
+    idle = next((option for option, given in needing.items() if given), None)
+    if idle is not None and not asked.values:
+        raise CkptoolError(f"{idle}: is about values; leave out --no-values")
     return CompareOptions(
         weights=choice.weights,
         keys=options.key_options(choice, names),
         exact_names=asked.exact_names,
+        values=asked.values,
         rtol=asked.rtol,
         atol=asked.atol,
         metadata=asked.metadata,

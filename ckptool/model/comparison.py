@@ -18,7 +18,8 @@ Group = Literal["entry", "hyper_parameters", "training", "metadata", "config"]
 class CompareOptions:
     """Say what to compare: A is the base, B the other file, and every option is meant for both.
 
-    ``exact_names`` compares the names as they stand in the files. Two elements are the same within tolerance where
+    ``exact_names`` compares the names as they stand in the files; without ``values`` only names, shapes and dtypes are
+    compared, and no tensor is read. Two elements are the same within tolerance where
     ``|b - a| <= atol + rtol * |a|``. ``metadata`` asks for hyperparameters, training facts, text metadata and the
     ``config.json`` beside both files, ``tree`` for the sums by module.
     """
@@ -26,6 +27,7 @@ class CompareOptions:
     weights: str = "main"
     keys: KeyOptions = field(default_factory=KeyOptions)
     exact_names: bool = False
+    values: bool = True
     rtol: float = 0.0
     atol: float = 0.0
     metadata: bool = False
@@ -203,10 +205,11 @@ class Progressed:
 class Comparison:
     """Hold everything diff says about two checkpoints, A the base and B the other.
 
-    ``names`` are all compared names in the order of A, ``identical`` of them are equal to the bit. ``values`` lists
-    the common tensors of one shape whose bytes or dtype differ, the most changed first. ``only_in_a`` and
-    ``only_in_b`` do not hold what was ``renamed``. ``entries`` are differences among what is no tensor in the state
-    dicts, ``metadata`` those in hyperparameters, training facts and text metadata, None unless asked for.
+    ``names`` are all compared names in the order of A, ``identical`` of them are equal to the bit (0 where values are
+    not compared). ``values`` lists the common tensors of one shape whose bytes or dtype differ, the most changed first.
+    ``only_in_a`` and ``only_in_b`` do not hold what was ``renamed``. ``entries`` are differences among what is no
+    tensor in the state dicts, ``metadata`` those in hyperparameters, training facts and text metadata, None unless
+    asked for.
     ``wrappers_a`` and ``wrappers_b`` were taken off the names; ``format_a`` and ``format_b`` are ``Checkpoint.format``.
     """
 

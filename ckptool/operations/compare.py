@@ -29,7 +29,7 @@ from ckptool.operations.module_changes import fold_changes
 from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.pairing import Tensors, by_common_names, dtype_name, find_view
 from ckptool.operations.renames import find_renames
-from ckptool.operations.tensor_pairs import Finding, Pair, Tolerance, compare_pairs, elements_of
+from ckptool.operations.tensor_pairs import Finding, Pair, Tolerance, compare_kinds, compare_pairs, elements_of
 
 _OUTCOMES = ("changed", "unknown", "close", "same")
 
@@ -105,15 +105,19 @@ def _compare(views: _Views, options: CompareOptions, progress: Progress) -> Comp
     pairs = [Pair(name, tensor, b[name]) for name, tensor in a.items() if name in b]
     only_a = {name: tensor for name, tensor in a.items() if name not in b}
     only_b = {name: tensor for name, tensor in b.items() if name not in a}
-    findings = compare_pairs(pairs, Tolerance(options.rtol, options.atol), progress)
-    renamed, ambiguous = find_renames(only_a, only_b, progress)
+    if options.values:
+        findings = compare_pairs(pairs, Tolerance(options.rtol, options.atol), progress)
+        renamed, ambiguous = find_renames(only_a, only_b, progress)
+    else:
+        findings, renamed, ambiguous = compare_kinds(pairs), (), ()
+        common_notes += (Note("values-unread", "names, shapes and dtypes were compared; no value was read"),)
     values = tuple(sorted((each for each in findings if isinstance(each, ValueChange)), key=_rank))
     found = Comparison(
         path_a=str(views.a.checkpoint.path),
         path_b=str(views.b.checkpoint.path),
         options=options,
         names=tuple(pair.key for pair in pairs),
-        identical=sum(finding is None for finding in findings),
+        identical=sum(finding is None for finding in findings) if options.values else 0,
         only_in_a=_names(only_a, {rename.a for rename in renamed}),
         only_in_b=_names(only_b, {rename.b for rename in renamed}),
         shape=tuple(each for each in findings if isinstance(each, KindChange)),

@@ -62,6 +62,17 @@ def compare_pairs(pairs: Sequence[Pair], tolerance: Tolerance, progress: Progres
     return [_under(pair.key, found[_identity(pair)]) for pair in pairs]
 
 
+def compare_kinds(pairs: Sequence[Pair]) -> list[Finding]:
+    """Compare kinds and shapes alone: None where they agree, for each pair; nothing is read."""
+    return [None if _kind(pair.a) == _kind(pair.b) else _kind_change(pair) for pair in pairs]
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    if isinstance(tensor, TensorSpec):
+        return (tensor.shape,)
+    return tensor.kind, tensor.detail, tensor.dtype, tensor.shape
+
+
 def _identity(pair: Pair) -> Any:
     if isinstance(pair.a, TensorSpec) and isinstance(pair.b, TensorSpec):
         return pair.a.view_key, pair.b.view_key
@@ -195,7 +206,7 @@ class _Work:
         return ValueChange(key, "unknown", *names, a.shape, a.numel, detail=f"{' and '.join(names)} share no numbers")
 
     def _compare_opaque(self, key: str, a: OpaqueTensor, b: OpaqueTensor) -> Finding:
-        if (a.kind, a.detail, a.dtype, a.shape) != (b.kind, b.detail, b.dtype, b.shape):
+        if _kind(a) != _kind(b):
             return _kind_change(Pair(key, a, b))
         describe = partial(
             ValueChange, key, dtype_a=dtype_name(a), dtype_b=dtype_name(b), shape=a.shape, elements=elements_of(a)

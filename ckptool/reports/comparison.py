@@ -30,6 +30,7 @@ def document(found: Comparison, top: int | None = None) -> dict[str, Any]:
         "b": found.path_b,
         "same": None if found.unknown and not found.differs else found.same,
         "tensors": len(found.names),
+        "values_compared": found.options.values,
         "identical": found.identical,
         "outcomes": {outcome: outcomes[outcome] for outcome in ("changed", "close", "same", "unknown")},
         "only_in_a": [name.key for name in found.only_in_a],

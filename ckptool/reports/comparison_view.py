@@ -72,6 +72,8 @@ def _meaning(found: Comparison) -> str:
         return f"in {_listed([kind for kind, changes in kinds.items() if changes])}"
     if not found.same:
         return "there are tensors of which nothing can be told"
+    if not found.options.values:
+        return "in names, shapes and dtypes; the values were not read"
     if found.identical == len(found.names):
         return f"{plural(found.identical, 'tensor')}, equal to the last bit"
     near = any(value.outcome == "close" for value in found.values)
@@ -115,6 +117,8 @@ def _shares(found: Comparison) -> Iterator[_Share]:
     yield _Share(len(recast), "same values in another dtype", "~", "bright_green")
     yield _Share(other_bytes, "same numbers in other bytes", "-", "bright_black")
     yield _Share(found.identical, "identical", "=", "green")
+    if not found.options.values:
+        yield _Share(len(found.names) - len(found.shape), "of the same shape, values not read", "=", "green")
 
 
 def _tensors(found: Comparison, canvas: Canvas) -> Lines:
