@@ -222,6 +222,17 @@ def test_megatron_names_are_its_own(run: Any, tmp_path: Path) -> None:
     assert "iter_" in run("inspect", tmp_path).err + run("inspect", tmp_path).out
 
 
+def test_weights_at_the_top_are_parted_from_the_optimizer(run: Any, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    moments = {f"state.{key}.exp_avg": torch.zeros_like(one) for key, one in net.state_dict().items()}
+    state = {**net.state_dict(), "optimizer": moments, "train_state": {"step": torch.tensor(3)}, "scale": torch.ones(1)}
+    dcp.save(state, checkpoint_id=tmp_path / "step-3", no_dist=True)
+    ran = run("convert", tmp_path / "step-3", tmp_path / "out.safetensors", "--json")
+    assert ran.status == 0, ran.err
+    assert_same(load_file(tmp_path / "out.safetensors"), {**net.state_dict(), "scale": torch.ones(1)})
+    assert {"optimizer", "train_state"} <= {row["name"] for row in json.loads(ran.out)["dropped"]}
+
+
 # --- what is wrong ---
 
 
