@@ -138,7 +138,9 @@ class DifferenceTally:
 
     def _add_relative(self, distance: Array, size: Array) -> None:
         if self.largest_rel:  # few can exceed it: a product is cheaper than a quotient
-            larger = distance > size * self.largest_rel
+            larger = distance > np.multiply(size, self.largest_rel, out=self._room[1, : size.size])
+            if not larger.any():
+                return
             distance, size = distance[larger], size[larger]
         relative = np.divide(distance, size, out=np.zeros_like(size), where=distance != 0)
         self.largest_rel = max(self.largest_rel, float(relative.max(initial=0.0)))
