@@ -102,8 +102,13 @@ def test_a_terminal_that_wants_no_colour_gets_none(name):
 
 
 @pytest.mark.parametrize("name", [name for name in VIEWS if name in ("inspect", "diff", "verify")])
-def test_a_narrow_terminal_in_ascii_is_filled_and_not_overrun(name):
-    shown = on_a_terminal(VIEWS[name], 44, TERM="dumb", PYTHONIOENCODING="ascii", LC_ALL="C")
+@pytest.mark.parametrize("folder", ["", "a folder of a long name " * 4])
+def test_a_narrow_terminal_in_ascii_is_filled_and_not_overrun(name, folder, tmp_path):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    line = [
+        shutil.copy(word, tmp_path / folder / Path(word).name) if Path(word).is_file() else word for word in VIEWS[name]
+    ]
+    shown = on_a_terminal(line, 44, TERM="dumb", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert shown.isascii()
     # Commands are there to be copied, and notes are lines of stderr: neither is broken.
     drawn = [line for line in shown.partition("\nNext ")[0].splitlines() if not line.startswith("note:")]

@@ -45,7 +45,8 @@ def shorten(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     checksum = binascii.crc32(text.encode("utf-8", "surrogatepass"))
-    mark = f"…[{len(text):,} characters, {checksum:08x}]…"
+    # Dots of ASCII: where a terminal cannot show more, an escape would be wider than the room that is left.
+    mark = f"...[{len(text):,} characters, {checksum:08x}]..."
     room = max(width - len(mark), 2)
     return text[: room - room // 2] + mark + text[len(text) - room // 2 :]
 
