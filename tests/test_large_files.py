@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.support.sparse_files import sparse_safetensors
+
 GB = 10**9
 COUNT = 50
-
-
-def sparse_safetensors(path: Path, nbytes: int) -> None:
-    each = nbytes // COUNT // 4
-    header = {
-        f"layers.{i}.weight": {"dtype": "F32", "shape": [each], "data_offsets": [i * each * 4, (i + 1) * each * 4]}
-        for i in range(COUNT)
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + COUNT * each * 4)
 
 
 def sparse_torch(path: Path, nbytes: int) -> None:
@@ -40,7 +30,9 @@ def sparse_torch(path: Path, nbytes: int) -> None:
 
 
 @pytest.mark.large
-@pytest.mark.parametrize(("name", "write"), [("in.safetensors", sparse_safetensors), ("in.pt", sparse_torch)])
+@pytest.mark.parametrize(
+    ("name", "write"), [("in.safetensors", partial(sparse_safetensors, count=COUNT)), ("in.pt", sparse_torch)]
+)
 def test_twenty_gigabytes_are_looked_at_like_twenty_megabytes(run: Any, tmp_path: Path, name: str, write: Any) -> None:
     answers = []
     for nbytes in (20 * 10**6, 20 * GB):
@@ -59,7 +51,7 @@ def test_twenty_gigabytes_are_looked_at_like_twenty_megabytes(run: Any, tmp_path
 def test_control_c_leaves_a_large_file_off(tmp_path: Path) -> None:
     source, out = tmp_path / "in.safetensors", tmp_path / "out"
     out.mkdir()
-    sparse_safetensors(source, 20 * GB)
+    sparse_safetensors(source, 20 * GB, COUNT)
     child = subprocess.Popen(
         [sys.executable, "-m", "ckptool", "convert", source, out / "out.pt"],
         stderr=subprocess.PIPE,

@@ -11,6 +11,7 @@ from ckptool.cli.terminal import Terminal, canvas_of, show
 from ckptool.errors import CkptoolError, OutputRefused
 from ckptool.formats.file import is_folder
 from ckptool.model.conversion import OUTPUT_SUFFIXES
+from ckptool.model.places import is_same_file
 from ckptool.model.verification import CheckStatus, SideBySide, Verification
 
 _STDOUT = "-"
@@ -62,17 +63,10 @@ def refuse_place(path: Path, paths: Iterable[Path]) -> None:
 
     :raises OutputRefused: it is so.
     """
-    if path.suffix.lower() in OUTPUT_SUFFIXES or any(_is_same(path, other) for other in paths):
+    if path.suffix.lower() in OUTPUT_SUFFIXES or any(is_same_file(path, other) for other in paths):
         raise OutputRefused(f"{path}: is named as a checkpoint is; choose another name")
     if not is_folder(path.parent):
         raise OutputRefused(f"{path}: its folder does not exist; create it first")
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except (OSError, ValueError):  # one of them is not there
-        return False
 
 
 def write_reports(targets: Sequence[ReportTarget], answer: Answer, terminal: Terminal) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile, is_folder, open_file
-from ckptool.formats.readers import ENVELOPES, read_file, tell_named
+from ckptool.formats.readers import ENVELOPES, closed_on_failure, read_file
 from ckptool.formats.sniff import SHARD_INDEX, sniff
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.places import RemotePath
@@ -91,15 +91,8 @@ def _open_single(path: Path) -> Checkpoint:
 
 
 def _sniff(file: InputFile) -> str:
-    try:
+    with closed_on_failure(file):
         return sniff(file)
-    except UnreadableCheckpoint as error:
-        tell_named(file, error)
-        file.close()
-        raise
-    except BaseException:
-        file.close()
-        raise
 
 
 def _read(file: InputFile, kind: str, wanted: str | None = None) -> Checkpoint:

@@ -20,6 +20,7 @@ from ckptool.formats.dcp_parts import StoredPart
 from ckptool.formats.file import InnerFile, InputFile, listing, open_file
 from ckptool.formats.nesting import nest
 from ckptool.formats.pickle import GlobalLog, read_pickle
+from ckptool.formats.several import placed_uses
 from ckptool.formats.shards import ShardSet, is_sharded_folder, require_files, require_plain_name, some
 from ckptool.formats.torch_zip import LARGEST_PICKLE, read_torch_zip
 from ckptool.formats.zip import read_archive
@@ -212,7 +213,7 @@ def _add_beside(root: DictNode, other: Checkpoint) -> None:
 
 def _placed_uses(beside: list[Checkpoint]) -> Iterator[GlobalUse]:
     for other in beside:
-        yield from (replace(use, where=f"{other.path.name}: {use.where}") for use in other.globals)
+        yield from placed_uses(other.path.name, other.globals)
 
 
 def _placed_findings(beside: list[Checkpoint]) -> Iterator[Finding]:

@@ -7,17 +7,18 @@ they are, checkpoints of torch.save; nothing of DeepSpeed is imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.file import is_folder, listing, open_file
+from ckptool.formats.several import Read, all_uses, read_one
 from ckptool.formats.shards import require_plain_name, some
 from ckptool.formats.zero_weights import RankFile, consolidate
 from ckptool.model.checkpoint import Checkpoint, Finding, Shard
-from ckptool.model.values import DictNode, GlobalUse, Storage
+from ckptool.model.values import DictNode, Storage
 
 LATEST = "latest"
 _LARGEST_TAG = 4096
@@ -30,8 +31,6 @@ _PARALLEL = (
 )
 _FLAT_NAMES = ("single_partition_of_fp32_groups", "fp32_flat_groups")
 _UNIVERSAL = "ds_to_universal.py"
-
-_Read = Callable[[Path], Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ def latest_tag(folder: Path) -> str | None:
     return tag if is_folder(folder / tag) else None
 
 
-def open_zero(folder: Path, read: _Read) -> Checkpoint:
+def open_zero(folder: Path, read: Read) -> Checkpoint:
     """Describe the checkpoint in a folder as one; ``read`` opens one file.
 
     :raises IncompleteCheckpoint: the file of a rank is missing.
@@ -70,21 +69,12 @@ def open_zero(folder: Path, read: _Read) -> Checkpoint:
         parts: dict[str, Checkpoint] = {}
         try:
             for name in (*files.model.values(), *files.optimizer.values()):
-                parts[name] = stack.enter_context(_read_one(files.folder / name, read))
+                parts[name] = stack.enter_context(read_one(files.folder / name, read))
             checkpoint = _join(folder, files, parts)
         except UnreadableCheckpoint as error:
-            error.globals = (*_placed_uses(parts), *error.globals)
+            error.globals = (*all_uses(parts.items()), *error.globals)
             raise
         return replace(checkpoint, file=stack.pop_all())
-
-
-def _read_one(path: Path, read: _Read) -> Checkpoint:
-    try:
-        return read(path)
-    except UnreadableCheckpoint as error:
-        error.args = (f"{path.name!r:.100}: {error}",)
-        error.globals = tuple(replace(use, where=f"{path.name}: {use.where}") for use in error.globals)
-        raise
 
 
 # --- the files ---
@@ -166,7 +156,7 @@ def _join(folder: Path, files: _Files, parts: Mapping[str, Checkpoint]) -> Check
         root=root,
         file=first.file,
         storages=tuple(storage for storage in storages if storage not in partitions),
-        globals=tuple(_placed_uses(parts)),
+        globals=tuple(all_uses(parts.items())),
         findings=(*findings, *_placed_findings(parts)),
         facts={"index": "none", "shards": str(len(parts)), "tag": files.folder.name},
         shards=tuple(
@@ -187,15 +177,6 @@ def _with_weights(root: DictNode, weights: DictNode, stage: int, optimizers: Map
 
 def _without_partitions(optimizer: DictNode) -> DictNode:
     return DictNode([pair for pair in optimizer.pairs if pair[0] not in _FLAT_NAMES], optimizer.type_name)
-
-
-def _placed_uses(parts: Mapping[str, Checkpoint]) -> Iterator[GlobalUse]:
-    said = set()
-    for name, part in parts.items():
-        for use in part.globals:
-            if use.ref.severity != "safe" or (use.ref, use.called) not in said:
-                said.add((use.ref, use.called))
-                yield replace(use, where=f"{name}: {use.where}")
 
 
 def _placed_findings(parts: Mapping[str, Checkpoint]) -> Iterator[Finding]:

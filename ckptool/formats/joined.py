@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.deepspeed import is_zero_folder, open_zero
 from ckptool.formats.file import InputFile, open_file
+from ckptool.formats.several import Read, all_uses, read_one
 from ckptool.formats.shards import (
     FolderWeights,
     ShardSet,
@@ -22,15 +23,12 @@ from ckptool.formats.shards import (
 )
 from ckptool.formats.sniff import explain_folder
 from ckptool.model.checkpoint import Checkpoint, Finding, Shard
-from ckptool.model.values import DictNode, GlobalRef, GlobalUse, OpaqueTensor, TensorSpec
+from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
 
 _FORMATS = {"safetensors": "safetensors-shards", "torch-zip": "torch-shards", "torch-legacy": "torch-shards"}
 
 
-_Read = Callable[[Path], Checkpoint]
-
-
-def open_folder(folder: Path, read: _Read) -> Checkpoint:
+def open_folder(folder: Path, read: Read) -> Checkpoint:
     """Describe the weights in a model's folder; ``read`` opens one file of weights.
 
     :raises UnreadableCheckpoint: it is another kind of folder, or it is open which weights are meant.
@@ -44,14 +42,14 @@ def open_folder(folder: Path, read: _Read) -> Checkpoint:
     return replace(opened, findings=(*opened.findings, *weights.findings))
 
 
-def _open_found(folder: Path, weights: FolderWeights, read: _Read) -> Checkpoint:
+def _open_found(folder: Path, weights: FolderWeights, read: Read) -> Checkpoint:
     if weights.shards:
         return _open_shards(ShardSet(folder, folder, weights.shards), read)
     path = folder / weights.name
-    return open_index(open_file(path), folder, read) if weights.is_index else _read_one(path, read)
+    return open_index(open_file(path), folder, read) if weights.is_index else read_one(path, read)
 
 
-def open_index(file: InputFile, path: Path, read: _Read) -> Checkpoint:
+def open_index(file: InputFile, path: Path, read: Read) -> Checkpoint:
     """Describe the checkpoint that an index names, and close the index; ``path`` is what the user named.
 
     :raises UnreadableCheckpoint: the index or a shard cannot be read, or they contradict each other.
@@ -63,7 +61,7 @@ def open_index(file: InputFile, path: Path, read: _Read) -> Checkpoint:
     return _open_shards(shards, read)
 
 
-def _open_shards(shards: ShardSet, read: _Read) -> Checkpoint:
+def _open_shards(shards: ShardSet, read: Read) -> Checkpoint:
     """Describe the shards as one checkpoint.
 
     :raises IncompleteCheckpoint: a file, or a tensor that the index promises, is missing.
@@ -74,23 +72,13 @@ def _open_shards(shards: ShardSet, read: _Read) -> Checkpoint:
     with ExitStack() as stack:
         try:
             for name in shards.names:
-                part = _read_one(shards.folder / name, read)
+                part = read_one(shards.folder / name, read)
                 parts.append(stack.enter_context(part))
             joined = _join(shards, parts)
         except UnreadableCheckpoint as error:
-            error.globals = (*_globals(shards.names, parts), *error.globals)
+            error.globals = (*all_uses(zip(shards.names, parts, strict=False)), *error.globals)
             raise
         return replace(joined, file=stack.pop_all())
-
-
-def _read_one(path: Path, read: _Read) -> Checkpoint:
-    """Read one of the files in a folder; a refusal names it."""
-    try:
-        return read(path)
-    except UnreadableCheckpoint as error:
-        error.args = (f"{path.name!r:.100}: {error}",)
-        error.globals = tuple(_placed(path.name, error.globals))
-        raise
 
 
 def _join(shards: ShardSet, parts: Sequence[Checkpoint]) -> Checkpoint:
@@ -105,7 +93,7 @@ def _join(shards: ShardSet, parts: Sequence[Checkpoint]) -> Checkpoint:
         root=root,
         file=parts[0].file,
         storages=tuple(storage for part in parts for storage in part.storages),
-        globals=tuple(_globals(shards.names, parts)),
+        globals=tuple(all_uses(zip(shards.names, parts, strict=True))),
         findings=(*own, *differing),
         metadata=metadata,
         facts=_joined_facts(shards, parts),
@@ -114,20 +102,6 @@ def _join(shards: ShardSet, parts: Sequence[Checkpoint]) -> Checkpoint:
             for name, part in zip(shards.names, parts, strict=True)
         ),
     )
-
-
-def _globals(names: Sequence[str], parts: Sequence[Checkpoint]) -> Iterator[GlobalUse]:
-    """List what every shard names; what is harmless, and the same in all of them, once."""
-    said: set[tuple[GlobalRef, bool]] = set()
-    for name, part in zip(names, parts, strict=False):
-        for use in _placed(name, part.globals):
-            if use.ref.severity != "safe" or (use.ref, use.called) not in said:
-                said.add((use.ref, use.called))
-                yield use
-
-
-def _placed(name: str, uses: Iterable[GlobalUse]) -> Iterator[GlobalUse]:
-    return (replace(use, where=f"{name}: {use.where}") for use in uses)
 
 
 def _common_format(names: Sequence[str], parts: Sequence[Checkpoint]) -> str:

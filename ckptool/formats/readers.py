@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -98,7 +98,7 @@ def read_file(file: InputFile, kind: str, wanted: str | None = None, around: tup
 
     :raises UnreadableCheckpoint: it is damaged, hostile, or holds no checkpoint, or several.
     """
-    try:
+    with closed_on_failure(file):
         archive = read_archive(file) if kind == "zip" else None
         if archive is not None:
             kind = archive_kind(archive.records)
@@ -107,8 +107,15 @@ def read_file(file: InputFile, kind: str, wanted: str | None = None, around: tup
             return _read_inside(file, kind, archive, wanted, around)
         file.check_unchanged()
         return checkpoint
+
+
+@contextmanager
+def closed_on_failure(file: InputFile) -> Iterator[None]:
+    """Close a file that something prevents from being read; a refusal also tells what its pickles name."""
+    try:
+        yield
     except UnreadableCheckpoint as error:
-        tell_named(file, error)
+        _tell_named(file, error)
         file.close()
         raise
     except BaseException:
@@ -116,7 +123,7 @@ def read_file(file: InputFile, kind: str, wanted: str | None = None, around: tup
         raise
 
 
-def tell_named(file: InputFile, error: UnreadableCheckpoint) -> None:
+def _tell_named(file: InputFile, error: UnreadableCheckpoint) -> None:
     """Add to a refusal what the pickles of the file name, where it came before any of them was read."""
     if error.globals:
         return
@@ -166,15 +173,8 @@ def _placed(checkpoint: Checkpoint, around: tuple[str, ...]) -> Checkpoint:
 
 def _sniff(file: InputFile) -> str:
     """Name the kind of a file inside another; an index of shards is of no use there."""
-    try:
+    with closed_on_failure(file):
         kind = sniff(file)
         if kind == SHARD_INDEX:
             raise UnreadableCheckpoint("this is the index of a checkpoint in shards; unpack the archive and name it")
-    except UnreadableCheckpoint as error:
-        tell_named(file, error)
-        file.close()
-        raise
-    except BaseException:
-        file.close()
-        raise
-    return kind
+        return kind

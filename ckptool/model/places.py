@@ -72,6 +72,14 @@ def as_path(text: str | os.PathLike[str]) -> Path:
     return RemotePath(name) if _ADDRESS.match(name) and not os.path.lexists(name) else Path(name)
 
 
+def is_same_file(path: Path, other: Path) -> bool:
+    """Tell whether two paths lead to one file that is there."""
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them is not there, or what hinders a look at it is told where it is written
+        return False
+
+
 def _without_query(address: str) -> str:
     match = _WITH_QUERY.fullmatch(address)
     return address if match is None else match[1]

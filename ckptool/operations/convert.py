@@ -13,6 +13,7 @@ from ckptool.formats.file import listing
 from ckptool.formats.shards import INDEX_NAME
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import OUTPUT_SUFFIXES, Conversion, ConvertOptions, OutputKind
+from ckptool.model.places import is_same_file
 from ckptool.model.plans import Note
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.values import OpaqueTensor
@@ -198,24 +199,17 @@ def _replaced(
         return sorted({*taken, *(path.name for path in own)})
     outputs = [output.folder / name for name in taken] if output else [] if target is None else [target]
     for path in outputs:
-        if any(_is_same(path, other) for other in (*own, *options.average_with)):
+        if any(is_same_file(path, other) for other in (*own, *options.average_with)):
             raise OutputRefused(f"{path}: is the input itself; to replace it, say --in-place")
     if taken and not options.force and not options.dry_run:
         raise OutputRefused(f"{outputs[0]}: exists already; add --force to replace it")
     return taken
 
 
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except (OSError, ValueError):  # one of them is not there, or what hinders a look at it is told where it is written
-        return False
-
-
 def _left_behind(checkpoint: Checkpoint, output: ShardedOutput | None, options: ConvertOptions) -> Iterator[Note]:
     """Say what else lies in the folder of a model, and is not copied to the folder that is written."""
     folder = folder_of(checkpoint)
-    if output is None or options.in_place or _is_same(output.folder, folder):
+    if output is None or options.in_place or is_same_file(output.folder, folder):
         return
     names = listing(folder)
     own = file_names(checkpoint)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptool.model.folder import FileRow, Ranking, Table
 from ckptool.model.training import Fact
+from ckptool.reports.inspect import with_evidence
 from ckptool.reports.phrases import value_phrase
 from ckptool.reports.text import row as line
 
@@ -22,8 +23,8 @@ def table_document(rows: Sequence[FileRow], documents: Sequence[Mapping[str, Any
             for row, document in zip(rows, documents, strict=True)
         ],
         "best": ranking.best and ranking.best.path,
-        "metric": _with_evidence(ranking.metric),
-        "mode": _with_evidence(ranking.mode),
+        "metric": with_evidence(ranking.metric),
+        "mode": with_evidence(ranking.mode),
         "reason": ranking.reason or None,
         "refusal": ranking.refusal or None,
         "skipped": dict(table.skipped),
@@ -36,19 +37,15 @@ def _fields(row: FileRow) -> dict[str, Any]:
         "file_bytes": row.nbytes,
         "modified": None if row.modified is None else time_text(row.modified),
         "kind": row.kind or None,
-        "epoch": _with_evidence(row.epoch),
-        "global_step": _with_evidence(row.global_step),
-        "metrics": {name: _with_evidence(fact) for name, fact in row.metrics.items()},
+        "epoch": with_evidence(row.epoch),
+        "global_step": with_evidence(row.global_step),
+        "metrics": {name: with_evidence(fact) for name, fact in row.metrics.items()},
     }
 
 
 def _verdict(row: FileRow, ranking: Ranking) -> dict[str, Any]:
     best = row is ranking.best
     return {"best": best, "reason": ranking.reason if best else None}
-
-
-def _with_evidence(fact: Fact | None) -> dict[str, Any] | None:
-    return None if fact is None else {"value": fact.value, "evidence": fact.evidence}
 
 
 def time_text(seconds: float) -> str:

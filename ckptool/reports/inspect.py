@@ -102,12 +102,12 @@ def _keys(keys: KeySummary) -> dict[str, Any]:
 
 def _training(training: Training) -> dict[str, Any]:
     plain = ("epoch", "global_step", "monitor", "mode", "learning_rate", "optimizer")
-    with_evidence = ("compiled", "strategy", "ema")
+    explained = ("compiled", "strategy", "ema")
     return {
         **{name: _value(getattr(training, name)) for name in plain},
         "metrics": {name: fact.value for name, fact in training.metrics.items()},
         "versions": {name: fact.value for name, fact in training.versions.items()},
-        **{name: _with_evidence(getattr(training, name)) for name in with_evidence},
+        **{name: with_evidence(getattr(training, name)) for name in explained},
     }
 
 
@@ -115,7 +115,8 @@ def _value(fact: Fact | None) -> Any:
     return None if fact is None else fact.value
 
 
-def _with_evidence(fact: Fact | None) -> dict[str, Any] | None:
+def with_evidence(fact: Fact | None) -> dict[str, Any] | None:
+    """Lay out what a file states, with the place where it stands."""
     return None if fact is None else {"value": fact.value, "evidence": fact.evidence}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.test_cost import CKPTOOL, best, measure, show
+from tests.support.sparse_files import sparse_safetensors
 
 pytestmark = pytest.mark.benchmark
 
@@ -75,27 +76,10 @@ def test_inspecting_a_distributed_folder_reads_its_metadata_alone(folder: Path) 
     assert own.anon < MAX_ANON_MB
 
 
-def sparse(path: Path, nbytes: int, count: int) -> Path:
-    """Write a safetensors file of float32 zeros, of which the disk holds the header only."""
-    import json
-
-    each = nbytes // count // 4
-    header = {
-        f"layers.{i}.weight": {"dtype": "F32", "shape": [each], "data_offsets": [i * each * 4, (i + 1) * each * 4]}
-        for i in range(count)
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + count * each * 4)
-    return path
-
-
 def test_size_costs_nothing_to_inspect(tmp_path: Path) -> None:
     costs = {}
     for size in (1, 5, 20):
-        path = sparse(tmp_path / f"{size}.safetensors", size * GB, 500)
+        path = sparse_safetensors(tmp_path / f"{size}.safetensors", size * GB, 500)
         costs[size] = best([measure((*CKPTOOL, "inspect", path)) for _ in range(3)])
         print(f"inspect {size:3} GB of 500 tensors      cpu {costs[size].cpu:.3f} s, private {costs[size].anon:.1f} MB")
     assert costs[20].cpu < 1.3 * costs[1].cpu
@@ -106,7 +90,7 @@ def test_size_costs_nothing_to_inspect(tmp_path: Path) -> None:
 def test_memory_is_flat_whatever_is_written(tmp_path: Path, size: int) -> None:
     if shutil.disk_usage(tmp_path).free < 3 * size * GB:
         pytest.skip("the disk has no room")
-    path = sparse(tmp_path / "in.safetensors", size * GB, 500)
+    path = sparse_safetensors(tmp_path / "in.safetensors", size * GB, 500)
     own = measure((*CKPTOOL, "convert", path, tmp_path / "out.pt"))
     print(f"convert {size} GB     wall {own.wall:.2f} s ({size / own.wall:.2f} GB/s), private {own.anon:.1f} MB")
     (tmp_path / "out.pt").unlink()
