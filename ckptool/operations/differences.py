@@ -17,7 +17,8 @@ from ckptool.operations.values import decode
 
 Array = NDArray[Any]
 
-RUN_ELEMENTS = 1 << 15  # casts take a multiple of 16; five arrays of float64 stay in the L2 cache
+# Casts take a multiple of 16. Of fewer, threads wait for each other after every step; more overrun the L2 cache.
+RUN_ELEMENTS = 1 << 16
 _ALONE = 8192  # elements: for the dot product of more, OpenBLAS wakes threads that spin
 _EXACT = 1 << 52  # integers up to here, and their differences, are exact in float64
 _SCALE = 2.0**-512  # brings the squares of the largest float64 numbers into range
@@ -65,9 +66,12 @@ class DifferenceTally:
         """Count one run that is the same in both, to the bit."""
         self.elements += a.size
         parts = _parts(a.astype("<c16")) if a.dtype.kind == "c" else self._widened(a, 0)
-        if not math.isfinite(_product(parts, parts)):
+        own = _product(parts, parts)
+        if math.isfinite(own):
+            self._squares += (own, own, own, 0.0)
+        else:
             parts = parts[np.isfinite(parts)]
-        self._add_products(parts, parts, np.zeros_like(parts))
+            self._add_products(parts, parts, np.zeros_like(parts))
 
     def merge(self, other: DifferenceTally) -> None:
         """Count what another tally has counted, of further elements of the same pair."""
@@ -89,24 +93,30 @@ class DifferenceTally:
         return wide
 
     def _add_numbers(self, a: Array, b: Array, *, integers: bool = False) -> None:
-        change = self._change(a, b)
-        products = _products(_parts(a), _parts(b), _parts(change))
-        if np.isfinite(products).all():
-            self._squares += products
+        """Count numbers in arrays that are this tally's to overwrite."""
+        if self._turned_to_change(a, b):
+            change = b
         else:
             finite = self._set_apart(a, b)
             a, b = a[finite], b[finite]
             change = b - a
             self._add_products(_parts(a), _parts(b), _parts(change))
-        self._add_distances(*self._sizes(change, a), integers=integers)
+        self._add_distances(_sizes(change), _sizes(a), integers=integers)
 
-    def _change(self, a: Array, b: Array) -> Array:
-        return b - a if a.dtype.kind == "c" else np.subtract(b, a, out=self._room[2, : a.size])
-
-    def _sizes(self, change: Array, a: Array) -> tuple[Array, Array]:
-        if a.dtype.kind == "c":
-            return np.abs(change), np.abs(a)
-        return np.abs(change, out=self._room[2, : a.size]), np.abs(a, out=self._room[0, : a.size])
+    def _turned_to_change(self, a: Array, b: Array) -> bool:
+        """Count the products and make ``b`` the change; leave both alone where a number is not finite, or a square."""
+        ours, theirs = _parts(a), _parts(b)
+        own, other = _product(ours, ours), _product(theirs, theirs)
+        if not math.isfinite(4 * (own + other)):  # no less than the squares of the change
+            return False
+        are_alike = 0.25 * own <= other <= 4 * own
+        mixed = 0.0 if are_alike else _product(ours, theirs)
+        np.subtract(b, a, out=b)
+        change = _product(theirs, theirs)
+        if are_alike:  # the law of cosines: as exact as the product then, and one pass over both less
+            mixed = (own + other - change) / 2
+        self._squares += (own, mixed, other, change)
+        return True
 
     def _set_apart(self, a: Array, b: Array) -> NDArray[np.bool_]:
         """Count the elements that are not finite in both; give the places of the others."""
@@ -138,7 +148,7 @@ class DifferenceTally:
 
     def _add_relative(self, distance: Array, size: Array) -> None:
         if self.largest_rel:  # few can exceed it: a product is cheaper than a quotient
-            larger = distance > np.multiply(size, self.largest_rel, out=self._room[1, : size.size])
+            larger = distance > np.multiply(size, self.largest_rel, out=self._room[2, : size.size])
             if not larger.any():
                 return
             distance, size = distance[larger], size[larger]
@@ -258,6 +268,11 @@ def _is_exact_as_float(values: Array) -> bool:
 def _parts(values: Array) -> Array:
     """See complex numbers as twice as many real ones."""
     return values.view("<f8") if values.dtype.kind == "c" else values
+
+
+def _sizes(values: Array) -> Array:
+    """Give absolute values, in place of the numbers where they are as wide."""
+    return np.abs(values) if values.dtype.kind == "c" else np.abs(values, out=values)
 
 
 def _products(a: Array, b: Array, change: Array) -> Array:
