@@ -278,6 +278,21 @@ def test_numbers_whose_squares_overflow(tmp_path):
     assert value.cosine == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("factor", [-1e6, -1.0, 1e-6, 0.5, 1.0, 2.1, 1e6])
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 1.0])
+def test_angles_are_exact_whatever_the_lengths(factor, noise, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    a, other = torch.randn(2, 1000, dtype=torch.float64, generator=generator)
+    b = factor * (a + noise * other)
+    (value,) = compared({"w": a}, {"w": b}, tmp_path).values or (None,)
+    if value is None:
+        assert torch.equal(a, b)
+        return
+    expected = reference(a, b)
+    assert value.cosine == pytest.approx(expected["cosine"], abs=1e-14)
+    assert value.change_norm == pytest.approx(expected["change_norm"], rel=1e-14)
+
+
 @pytest.mark.parametrize(("wide", "narrow"), [("float32", "bfloat16"), ("float32", "float8_e5m2"), ("int64", "int8")])
 def test_another_dtype_with_the_same_values_is_told_from_changed_values(wide, narrow, tmp_path, run):
     kept = torch.tensor([1, 2, -4]).to(getattr(torch, narrow))
