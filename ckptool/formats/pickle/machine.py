@@ -591,19 +591,22 @@ def _keep_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
 
 
 def _is_class(value: Any) -> TypeGuard[GlobalRef]:
-    return type(value) is GlobalRef and value.name[:1].isupper() and value.severity != "dangerous"
+    return type(value) is GlobalRef and severity.is_class_name(value.name) and value.severity != "dangerous"
 
 
 def _get_nested(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
-    """Read how protocols 0 to 3 spell a class inside a class; any other attribute is what attacks are made of."""
+    """Read how protocols 0 to 3 spell a class inside a class, and Python 3.11.0 to 3.11.3 a member of an enumeration;
+    any other attribute is what attacks are made of.
+    """
     owner, name = args if len(args) == 2 else (None, None)
-    if not _is_class(owner) or type(name) is not str or not name.isidentifier() or not name[:1].isupper():
+    if not _is_class(owner) or type(name) is not str or not name.isidentifier() or name.startswith("_"):
         reading.log.record(GlobalRef(ref.module, ref.name, "dangerous"), reading.label, called=True)
         return reading.stub(ref, args)
     nested = f"{owner.name}.{name}"
     found = GlobalRef(owner.module, nested, severity.rate(owner.module, nested))
     reading.log.record(found, reading.label, called=False)
-    return found
+    # In small letters it may be a method: kept as what a call gave, which nobody calls without being noticed.
+    return found if severity.is_class_name(name) else reading.stub(ref, args)
 
 
 def _set_attributes(target: DictNode, state: Any) -> DictNode:

@@ -55,6 +55,7 @@ DANGEROUS_NAMES = {
 
 # Classes that only hold data, as frameworks put them into checkpoints.
 FRIENDLY_CLASSES = {
+    "builtins": frozenset({"getattr"}),  # no class: finds one in a class; any other call of it is recorded as dangerous
     "argparse": frozenset({"Namespace"}),
     "collections": frozenset({"deque", "UserDict", "UserList"}),
     "datetime": frozenset({"date", "datetime", "time", "timedelta", "timezone"}),
@@ -134,5 +135,9 @@ def _is_friendly(module: str, name: str) -> bool:
         return True
     if module in ("pathlib", "pathlib._local"):
         return name in _FRIENDLY_PATHS
-    is_class = name.isidentifier() and name.lstrip("_")[:1].isupper()
-    return is_class and any(prefix in FRIENDLY_MODULES for prefix in _prefixes(module))
+    return is_class_name(name) and any(prefix in FRIENDLY_MODULES for prefix in _prefixes(module))
+
+
+def is_class_name(name: str) -> bool:
+    """Tell whether a name is one of a class, of a class inside a class, or of a constant in one."""
+    return all(part.isidentifier() and part.lstrip("_")[:1].isupper() for part in name.split("."))
