@@ -50,9 +50,7 @@ def _keys(changes: Iterable[ValueChange | KindChange | DTypeChange]) -> set[str]
     return {change.key for change in changes}
 
 
-def _fold(name: str, branch: Branch | TensorRow, leaves: _Leaves) -> ModuleChange:
-    if not isinstance(branch, Branch):
-        return leaves.make(name, branch)
+def _fold(name: str, branch: Branch, leaves: _Leaves) -> ModuleChange:
     name, branch = follow_chain(name, branch)
     below = [_fold(segment, child, leaves) for segment, child in branch.below.items()]
     own = [leaves.make(name, branch.leaf)] if branch.leaf is not None else []

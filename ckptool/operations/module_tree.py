@@ -13,31 +13,29 @@ MAX_DEPTH = 64
 
 
 class Branch:
-    """Hold one level of names: what goes on below it, and the tensor that ends here as well, if one does.
-
-    A tensor that nothing lies below stands there itself.
-    """
+    """Hold one level of names: what goes on below it, and the tensor that ends here, if one does."""
 
     __slots__ = ("below", "leaf")
 
     def __init__(self, leaf: TensorRow | None = None) -> None:
         self.leaf = leaf
-        self.below: dict[str, Branch | TensorRow] = {}
+        self.below: dict[str, Branch] = {}
 
 
 def grow(rows: Iterable[TensorRow]) -> Branch:
     """Sort tensors into a tree by the segments of their clean names, in the given order."""
     root = Branch()
-    known: dict[str, dict[str, Branch | TensorRow]] = {}  # tensors share their modules: the way to each is gone once
+    known: dict[str, dict[str, Branch]] = {}  # tensors share their modules: the way to each is gone once
     for row in rows:
         key = row[0] or row[1]
         module, dot, name = key.rpartition(".")
         below = known.get(module)
         if below is None:
             below = known[module] = _descend(root, module.split(".", MAX_DEPTH) if dot else ()).below
-        branch = below.setdefault(name, row)
-        if isinstance(branch, Branch):
-            branch.leaf = row
+        if name in below:
+            below[name].leaf = row
+        else:
+            below[name] = Branch(row)
     return root
 
 
@@ -45,8 +43,8 @@ def _descend(branch: Branch, segments: Iterable[str]) -> Branch:
     """Follow segments, and make what is missing."""
     for segment in segments:
         below = branch.below.get(segment)
-        if not isinstance(below, Branch):
-            below = branch.below[segment] = Branch(below)
+        if below is None:
+            below = branch.below[segment] = Branch()
         branch = below
     return branch
 
@@ -62,9 +60,7 @@ class _Folder:
 
     shapes: dict[object, int] = field(default_factory=dict)
 
-    def fold(self, name: str, branch: Branch | TensorRow) -> tuple[ModuleNode, int]:
-        if not isinstance(branch, Branch):
-            branch = Branch(branch)
+    def fold(self, name: str, branch: Branch) -> tuple[ModuleNode, int]:
         name, branch = follow_chain(name, branch)
         folded = [self.fold(segment, below) for segment, below in branch.below.items()]
         children = [child for child, _ in folded]
@@ -110,7 +106,7 @@ def follow_chain(name: str, branch: Branch) -> tuple[str, Branch]:
         return name, branch
     while branch.leaf is None and len(branch.below) == 1:
         segment, following = next(iter(branch.below.items()))
-        if not isinstance(following, Branch) or following.leaf is not None:
+        if following.leaf is not None:
             break
         name, branch = f"{name}.{segment}" if name else segment, following
         if is_number(segment):

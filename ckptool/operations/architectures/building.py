@@ -28,17 +28,15 @@ class IndexBuilder:
         self.entries.append(Entry(zoo, family, name, *trees))
 
     def _node(self, branch: Branch) -> int:
-        below = dict(branch.below)
+        names = tuple(branch.below) if branch.leaf is None else (*branch.below, HERE)
+        kind = self.names.setdefault(names, len(self.names))
+        codes = [self._code(child) for child in branch.below.values()]
         if branch.leaf is not None:
-            below[HERE] = branch.leaf
-        kind = self.names.setdefault(tuple(below), len(self.names))
-        codes = tuple(
-            [
-                -self._node(child) - 1 if isinstance(child, Branch) else self._shape(child.shape)
-                for child in below.values()
-            ]
-        )
-        return self.nodes.setdefault((kind, codes), len(self.nodes))
+            codes.append(self._shape(branch.leaf.shape))
+        return self.nodes.setdefault((kind, tuple(codes)), len(self.nodes))
+
+    def _code(self, child: Branch) -> int:
+        return -self._node(child) - 1 if child.leaf is None or child.below else self._shape(child.leaf.shape)
 
     def _shape(self, shape: Shape) -> int:
         return self.shapes.setdefault(shape, len(self.shapes))

@@ -84,11 +84,7 @@ def difference(index: Index, candidate: Candidate, root: Branch) -> Difference:
 
 def _listed(branch: Branch, prefix: str = "") -> Iterator[tuple[str, Shape]]:
     for name, child in branch.below.items():
-        if not isinstance(child, Branch):
-            if name != COUNTER:
-                yield prefix + name, child.shape
-            continue
-        if child.leaf is not None:
+        if child.leaf is not None and name != COUNTER:
             yield prefix + name, child.leaf.shape
         yield from _listed(child, f"{prefix}{name}.")
 

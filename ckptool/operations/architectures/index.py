@@ -114,6 +114,4 @@ def decode(data: bytes) -> Index:
 def count(branch: Branch) -> int:
     """Count the tensors of a tree, without ``num_batches_tracked``."""
     own = branch.leaf is not None
-    return own + sum(
-        [count(child) if isinstance(child, Branch) else name != COUNTER for name, child in branch.below.items()]
-    )
+    return own + sum([count(child) if child.below else name != COUNTER for name, child in branch.below.items()])

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ckptool.layouts.reference import COUNTER
-from ckptool.model.inspection import TensorRow
-from ckptool.operations.architectures.index import Entry, Index, Shape, count
+from ckptool.operations.architectures.index import Entry, Index, count
 from ckptool.operations.module_tree import Branch
 
 LEAST_SHARE = 0.5  # of the tensors of both: below it, two networks have a few layers in common and not more
@@ -73,7 +72,7 @@ def _places(root: Branch, tensors: int) -> Iterator[Place]:
 def _main_part(place: Place, tensors: int) -> Place | None:
     """Find the module that holds most of the tensors; None where none does, or blocks are all there is below."""
     for name, child in place.branch.below.items():
-        if isinstance(child, Branch) and count(child) >= _MAIN_SHARE * tensors:
+        if child.below and count(child) >= _MAIN_SHARE * tensors:
             return Place((*place.prefix, name), child)
     return None
 
@@ -96,20 +95,14 @@ class Overlap:
     def _count(self, node: int, branch: Branch) -> int:
         total, below = 0, branch.below
         for name, child, shape in self.index.below(node):
-            other = below.get(name) if name else branch.leaf
+            other = below.get(name) if name else branch
             if other is None or name == COUNTER:
                 continue
             if child is None:
-                total += shape_at(other) == shape
-            elif isinstance(other, Branch):
+                total += other.leaf is not None and other.leaf.shape == shape
+            elif other.below:
                 total += self.shared(child, other)
         return total
-
-
-def shape_at(value: Branch | TensorRow) -> Shape | bool:
-    """Give the shape of the tensor at a place; False where none is."""
-    leaf = value.leaf if isinstance(value, Branch) else value
-    return False if leaf is None else leaf.shape
 
 
 def entries_of(index: Index, root: int) -> list[Entry]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from ckptool.model.inspection import TensorRow
 from ckptool.operations.architectures.index import Shape
 from ckptool.operations.module_tree import Branch
 
@@ -44,7 +43,7 @@ def _groups(branch: Branch) -> dict[str, dict[str, Branch]]:
     """Put the modules below a module together whose names differ in a number at the end."""
     groups: dict[str, dict[str, Branch]] = {}
     for segment, child in branch.below.items():
-        if isinstance(child, Branch):
+        if child.below:
             match = _NUMBERED.fullmatch(segment)
             groups.setdefault(match[1] if match else segment, {})[segment] = child
     return groups
@@ -75,7 +74,6 @@ def _are_alike(blocks: Sequence[Branch]) -> bool:
 
 def _shapes(branch: Branch, prefix: str = "") -> Iterator[tuple[str, Shape]]:
     for name, child in branch.below.items():
-        if isinstance(child, TensorRow):
-            yield prefix + name, child.shape
-        else:
-            yield from _shapes(child, f"{prefix}{name}.")
+        if child.leaf is not None:
+            yield prefix + name, child.leaf.shape
+        yield from _shapes(child, f"{prefix}{name}.")
