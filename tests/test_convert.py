@@ -149,6 +149,48 @@ def test_a_second_copy_in_the_same_mapping_is_listed(run, tmp_path):
     assert run("convert", tmp_path / "in.ckpt", tmp_path / "no.pt", "--weights", "ema", "--keep-rest").status == 2
 
 
+def lucid(inner):
+    """Name the keys of ``ema_pytorch.EMA``, which counts its steps and may hold the raw weights as well."""
+    return {"initted": torch.tensor(True), "step": torch.tensor(1), "online_model.w": -inner, "ema_model.w": inner}
+
+
+AVERAGED = {
+    "AveragedModel": lambda inner: {"n_averaged": torch.tensor(3), "module.w": inner},
+    "AveragedModel of DDP": lambda inner: {"n_averaged": torch.tensor(3), "module.module.w": inner},
+    "ModelEma of timm": lambda inner: {"module.w": inner},
+    "ema_pytorch": lucid,
+    "a copy": lambda inner: {"w": inner},
+}
+
+
+@pytest.mark.parametrize("wrapper", AVERAGED)
+@pytest.mark.parametrize("attribute", ["ema", "ema_model", "model_ema", "averaged_model"])
+def test_an_average_that_a_trainer_keeps_as_an_attribute_gets_clean_names(run, tmp_path, attribute, wrapper):
+    average = {f"{attribute}.{name}": value for name, value in AVERAGED[wrapper](torch.ones(2)).items()}
+    if (attribute, wrapper) == ("model_ema", "a copy"):
+        average = {"model_ema.a.w": torch.ones(2)}  # without a dot it would be one of LitEma
+    state = {"model.w": torch.zeros(2), **average}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.6", "epoch": 1}, tmp_path / "in.ckpt")
+    assert "--weights ema" in run("convert", tmp_path / "in.ckpt", tmp_path / "main.pt").err
+    ran = run("convert", tmp_path / "in.ckpt", tmp_path / "ema.pt", "--weights", "ema")
+    assert ran.status == 0, ran.err
+    (tensor,) = load(tmp_path / "ema.pt").values()
+    assert tensor.tolist() == [1, 1]
+    assert [name.rpartition(".")[2] for name in load(tmp_path / "ema.pt")] == ["w"]
+    assert "module" not in next(iter(load(tmp_path / "ema.pt")))
+
+
+def test_what_lies_beside_the_weights_in_a_list_is_listed(run, tmp_path):
+    weights, beside = {"a.w": torch.ones(2)}, torch.optim.Adam([torch.zeros(2)]).state_dict()
+    torch.save((weights, beside, 3), tmp_path / "in.pt")
+    torch.save({0: weights, 1: {"a.w": torch.zeros(2)}}, tmp_path / "folds.pt")
+    for name, left in (("in", ["1", "2"]), ("folds", ["1"])):
+        ran = run("convert", tmp_path / f"{name}.pt", tmp_path / "out.pt", "--weights", "0", "--json", "--force")
+        assert ran.status == 0, ran.err
+        assert [dropped["name"] for dropped in json.loads(ran.out)["dropped"]] == left
+        assert_same(load(tmp_path / "out.pt"), weights)
+
+
 def test_wrong_strip_is_repaired(run, tmp_path):
     assert run("strip-prefixes", WRONG_STRIP, tmp_path / "fixed.pt").status == 0
     assert run("strip-prefixes", DIGITS, tmp_path / "clean.pt").status == 0

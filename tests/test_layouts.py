@@ -498,6 +498,11 @@ SELECTIONS: list[tuple[str, Any, dict[str, str], str, list[str]]] = [
     ("an average in a callback", {"pytorch-lightning_version": "1.5", "state_dict": weights(SD),
                                   "callbacks": {"EMA": {"ema_state_dict": weights(SD)}, "Other": weights(SD)}},
      {"state_dict": "main", "callbacks.EMA.ema_state_dict": "ema"}, "state_dict", ["ema-present"]),
+    ("SWA of Lightning", {"pytorch-lightning_version": "2.6", "state_dict": weights(SD), "callbacks": {
+        "StochasticWeightAveraging": {"n_averaged": spec(), "scheduler_state": {"last_epoch": 1},
+                                      "average_model_state": weights(SD)}}},
+     {"state_dict": "main", "callbacks.StochasticWeightAveraging.average_model_state": "ema"}, "state_dict",
+     ["ema-present"]),
     ("a nameless average in a callback", {"pytorch-lightning_version": "1.5", "state_dict": weights(SD),
                                           "callbacks": {"EMA": {"ema_weights": [spec(2), spec(2)]}}},
      {"state_dict": "main"}, "state_dict", ["ema-nameless"]),
@@ -529,12 +534,14 @@ BY_OPTION = [
     ("main", "state_dict"),
     ("state_dict_ema", "state_dict_ema"),
     ("extra.buffers", "extra.buffers"),
+    ("folds.1", "folds.1"),
 ]
 
 
 @pytest.mark.parametrize(("selector", "name"), BY_OPTION)
 def test_weights_option(selector: str, name: str) -> None:
     content = {"state_dict": weights(SD), "state_dict_ema": weights(SD), "extra": {"buffers": {"x": spec(2), "n": 3}}}
+    content |= {"folds": {0: weights(SD), 1: weights(SD)}}
     assert chosen(content, selector).chosen.name == name
 
 
@@ -580,6 +587,7 @@ REFUSED_FILES: list[tuple[str, Any, str, str]] = [
     ("settings only", {"lr": 0.1, "name": "x"}, "no-weights",
      'a mapping with the keys "lr", "name", none of them a state dict'),
     ("numbered tensors", {0: spec(2), 1: spec(2)}, "no-weights", 'a mapping with the keys "0", "1"'),
+    ("one network for each fold", {0: weights(SD), 1: weights(SD)}, "choose", "--weights 0 (2 tensors, 32 bytes, from"),
     ("two mains", {"model": weights(SD), "net": weights(SD)}, "choose", "--weights model (2 tensors"),
     ("NeRF", {"network_fn_state_dict": weights(SD), "network_fine_state_dict": weights(SD)}, "choose", "network_fn"),
 ]  # fmt: skip

@@ -24,7 +24,9 @@ SKIPPED_NAMES = frozenset(
 
 NAME_ENDINGS = ("_state_dict", "_statedict", "_state", "_weights", "_params")
 MAIN_NAMES = frozenset({"state_dict", "model", "net", "network", "params", "weights", "weight", "pipeline"})
-EMA_WORDS = frozenset({"ema", "averaged", "swa"})
+EMA_WORDS = frozenset({"ema", "averaged", "average", "avg", "swa"})
+# Callbacks that keep a copy of the weights say so in their name; StochasticWeightAveraging is one of Lightning's own.
+AVERAGING_PARTS = ("ema", "averag")
 PEER_NAMES = frozenset(
     {"student", "teacher", "g", "d", "g_ema", "generator", "discriminator", "encoder", "decoder", "netg", "netd"}
 )
@@ -68,6 +70,8 @@ def _resolve(root: Any, path: str) -> tuple[tuple[str, ...], Any] | None:
 def _steps(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, DictNode):
         yield from ((key, child) for key, child in value.pairs if type(key) is str)
+        numbered = [(str(key), child) for key, child in value.pairs if type(key) is int]  # one network for each fold
+        yield from ((step, child) for step, child in numbered[:MAX_LIST] if step not in value)
     elif isinstance(value, list | tuple):
         yield from ((str(index), child) for index, child in enumerate(value[:MAX_LIST]))
 
@@ -93,7 +97,7 @@ def _is_entered(path: tuple[str, ...], step: str, child: Any) -> bool:
         return False
     name = step.lower()
     if path and path[0].lower().startswith("callbacks"):
-        return any("ema" in part.lower() for part in (*path[1:], step))
+        return any(word in part.lower() for part in (*path[1:], step) for word in AVERAGING_PARTS)
     return name == "callbacks" or not _is_skipped(name)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from ckptool.layouts.reference import shape_of
 from ckptool.layouts.roots import EMA_ROOTS
 from ckptool.layouts.segments import Names, under, without
-from ckptool.layouts.twins import LITEMA_COUNTERS, dotless_twins, underscored_twins
+from ckptool.layouts.twins import LITEMA_COUNTERS, dotless_twins, is_flattened, underscored_twins
 from ckptool.model.plans import Producer, StateDict
 
 
@@ -53,8 +53,9 @@ def _ema_roots(state_dict: StateDict, keys: Names, producer: Producer) -> list[s
     if not any(root in keys.text for root in EMA_ROOTS):  # as in most files, whatever wraps the keys
         return []
     segments = keys.private_segments()
-    roots = {without(key, segments).partition(".")[0] for key in keys}
-    return sorted(EMA_ROOTS & roots - {"model_ema"}) if "model" in roots else []
+    names = keys.without(segments)
+    roots = {root for root in EMA_ROOTS.intersection(names.roots) if not is_flattened(names, root)}
+    return sorted(roots) if names.any_below("model") else []
 
 
 def _below_root(state_dict: StateDict, root: str) -> StateDict:

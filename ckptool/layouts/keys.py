@@ -151,6 +151,7 @@ def _select_subtree(draft: Draft, select: str | None, keep: Iterable[str], *, st
     if strip:
         draft.strip(full_path)
         draft.rule = replace(draft.rule, leading=tuple(full_path.split(".")))
+        take_side_keys(draft, keep)
         if draft.shared_root == "module":
             draft.note("still-module", f'"module." is still on every key: --select {full_path}.module takes it off')
 

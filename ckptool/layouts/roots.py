@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ckptool.errors import PlanRefused
 from ckptool.layouts.draft import Draft
 from ckptool.layouts.segments import quoted, under
-from ckptool.layouts.twins import underscored_twins
+from ckptool.layouts.twins import is_flattened, underscored_twins
 
 # Networks that lie side by side as equals: nobody but the user can say which one is meant.
 PEER_ROOTS = (
@@ -73,12 +73,20 @@ def strip_roots(draft: Draft, keep: Iterable[str]) -> None:
     kept = frozenset(keep)
     side = take_side_keys(draft, kept)
     _drop_underscored_twins(draft)
+    _unwrap_average(draft, side, kept)
+    inner = take_side_keys(draft, kept)  # those of an averaging wrapper that is an attribute of the trainer itself
+    if inner:
+        _unwrap_average(draft, inner, kept)
+    _strip_module(draft, side | inner, kept)
+    _strip_container_model(draft, kept)
+    _note_what_is_left(draft, kept)
+
+
+def _unwrap_average(draft: Draft, side: frozenset[str], kept: frozenset[str]) -> None:
+    """Leave the averaged copy alone, without its root."""
     _drop_online_copy(draft, side)
     _refuse_peers(draft)
     _strip_ema_root(draft, side, kept)
-    _strip_module(draft, side, kept)
-    _strip_container_model(draft, kept)
-    _note_what_is_left(draft, kept)
 
 
 def _refuse_peers(draft: Draft) -> None:
@@ -120,7 +128,7 @@ def _strip_ema_root(draft: Draft, side: frozenset[str], kept: frozenset[str]) ->
     root = draft.shared_root
     if root not in EMA_ROOTS or root in kept:
         return
-    if side or (draft.state_dict.role == "ema" and root != "model_ema"):
+    if side or (draft.state_dict.role == "ema" and not is_flattened(draft.listing, root)):
         _strip_root(draft, root, "EMA copy", certain=True)
         _label_ema(draft, f'the weights below "{root}" are an EMA copy')
 

@@ -29,6 +29,11 @@ def dotless_twins(names: Names) -> dict[str, str]:
     return _matched(flat, {name: "model_ema." + tail.replace(".", "") for name, tail in below.items()})
 
 
+def is_flattened(names: Names, root: str) -> bool:
+    """Tell whether the copy below a root has no names of its own: no dot is left in any (``LitEma``)."""
+    return root == "model_ema" and all(name.count(".") == 1 for name in _starting(names, "model_ema."))
+
+
 def _starting(names: Names, front: str) -> list[str]:
     return [name for name in names if name.startswith(front)] if front in names.text else []
 

@@ -36,15 +36,20 @@ def beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[str
     dropped = []
     node = checkpoint.root
     for depth, step in enumerate(state_dict.path):
-        if not isinstance(node, DictNode):
-            break
-        for key, value in node.pairs:
+        for key, value in _items(node):
             name = ".".join((*state_dict.path[:depth], str(key)))
-            if key != step and name not in carried:
+            if str(key) != step and name not in carried:
                 dropped.append(Dropped(name, BESIDE, _nbytes(value)))
         node = node_at(node, (step,))
     left = unchosen(node, state_dict)
     return [*dropped, *(Dropped(key, "not among the chosen weights", _nbytes(value)) for key, value in left)]
+
+
+def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+    """Give what lies in a mapping, or by its place in a list."""
+    if isinstance(node, DictNode):
+        return node.pairs
+    return enumerate(node) if isinstance(node, list | tuple) else ()
 
 
 def unchosen(node: Any, state_dict: StateDict) -> list[tuple[str, Any]]:
