@@ -317,6 +317,13 @@ def test_a_name_with_many_dots_is_no_deep_tree() -> None:
     assert (tree.tensors, tree.elements, tree.nbytes) == (2, 3, 12)
 
 
+def test_a_tensor_in_a_module_without_a_name_stays_apart_in_the_tree(run: Run, tmp_path: Path) -> None:
+    path = saved(tmp_path, {"weight": torch.ones(3), ".weight": torch.ones(4)})
+    tree = answer(run, path, "--tree")["tree"]
+    assert (tree["tensors"], tree["elements"]) == (2, 7)
+    assert [(node["name"], node["elements"]) for node in tree["children"]] == [("weight", 3), ("", 4)]
+
+
 # Safety and foreign objects.
 
 

@@ -25,13 +25,15 @@ class Branch:
 def grow(rows: Iterable[TensorRow]) -> Branch:
     """Sort tensors into a tree by the segments of their clean names, in the given order."""
     root = Branch()
-    known: dict[str, dict[str, Branch]] = {}  # tensors share their modules: the way to each is gone once
+    # Tensors share their modules: the way to each is gone once. None is no module: the name "" is one.
+    known: dict[str | None, dict[str, Branch]] = {None: root.below}
     for row in rows:
         key = row[0] or row[1]
         module, dot, name = key.rpartition(".")
-        below = known.get(module)
+        place = module if dot else None
+        below = known.get(place)
         if below is None:
-            below = known[module] = _descend(root, module.split(".", MAX_DEPTH) if dot else ()).below
+            below = known[place] = _descend(root, module.split(".", MAX_DEPTH)).below
         if name in below:
             below[name].leaf = row
         else:
