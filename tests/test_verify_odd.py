@@ -111,6 +111,10 @@ empty = answering(lambda logits: logits[:, :0])
 one_number = answering(lambda logits: logits.mean())
 imaginary = answering(lambda logits: logits * 1j)
 nested = answering(lambda logits: ((logits,),))
+softmax = answering(lambda logits: logits.softmax(dim=1))
+sigmoids = answering(lambda logits: logits.sigmoid())
+one_logit = answering(lambda logits: logits[:, 0])
+one_sigmoid = answering(lambda logits: logits[:, 0].sigmoid())
 """
 
 
@@ -152,6 +156,50 @@ def test_answers_of_every_form_are_judged(verify, name):
     assert (status, found["verdict"]) == (0, "pass")
     assert (found["predictions"]["task"], found["predictions"]["classes"]) == ("classification", 5)
     assert len(found["predictions"]["histogram"]) >= 4
+
+
+LABELS = {
+    "classes": lambda logits: logits.argmax(dim=1),
+    "one": lambda logits: (logits[:, 0] > 0).long(),
+    "marks": lambda logits: (logits > 0).long(),
+}
+# What a network that decides for itself leaves undefined.
+UNRANKED = ("top_3", "top_5", "roc_auc", "average_precision")
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "labels"),
+    [
+        ("softmax", "bare", "classes"),
+        ("classes", "bare", "classes"),
+        ("one_sigmoid", "one_logit", "one"),
+        ("sigmoids", "bare", "marks"),
+    ],
+)
+def test_probabilities_and_classes_are_measured_as_the_logits_behind_them(
+    verify, folder, tmp_path, name, plain, labels
+):
+    weights, rows = torch.load(folder / "weights.pt", weights_only=True), np.load(folder / "rows.npz")["x"]
+    right = LABELS[labels](torch.from_numpy(rows) @ weights["fc.weight"].T + weights["fc.bias"])
+    right[:6] = right[6:12]
+    np.savez(tmp_path / "labelled.npz", x=rows, labels=right.numpy())
+    inputs = ("--inputs", tmp_path / "labelled.npz")
+    _, expected = verify("weights.pt", "--model", f"odd_models.py:{plain}", *inputs)
+    status, found = verify("weights.pt", "--model", f"odd_models.py:{name}", *inputs)
+    unranked = UNRANKED if name == "classes" else ()
+    measured = {key: None if key.startswith(unranked) else value for key, value in expected["metrics"].items()}
+    assert (status, found["metrics"]) == (0, pytest.approx(measured, abs=1e-6))
+    assert found["metrics"]["accuracy"] > 0.8
+
+
+def test_probabilities_stand_side_by_side_as_they_are(verify, folder, tmp_path):
+    weights, rows = torch.load(folder / "weights.pt", weights_only=True), np.load(folder / "rows.npz")["x"]
+    torch.save({key: tensor.flip(0) for key, tensor in weights.items()}, tmp_path / "other.pt")
+    asked = ("--model", "odd_models.py:one_sigmoid", "--task", "classification", "--inputs", "rows.npz")
+    _, found = verify("weights.pt", tmp_path / "other.pt", *asked)
+    first = (torch.from_numpy(rows) @ weights["fc.weight"].T + weights["fc.bias"])[:, 0].sigmoid()
+    shown = [row["predictions"][0] for row in found["side_by_side"]["rows"]]
+    assert [each["class"] for each in shown] == (first > 0.5).long().tolist()
 
 
 @pytest.mark.parametrize("name", ["nothing", "words", "empty", "one_number", "imaginary", "nested"])

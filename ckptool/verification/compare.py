@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ckptool.errors import CkptoolError
 from ckptool.model.verification import Check, SideBySide, Task, Thresholds
+from ckptool.verification import statistics
 
 CHECK = "agreement.outputs"
 ELSEWHERE = "elsewhere"
@@ -133,8 +134,8 @@ def measure_agreement(ours: Tensor, theirs: Tensor, task: Task) -> OutputAgreeme
         min_cosine=float(_cosine(*rows).min()) if a.numel() else 1.0,
         largest_difference=float(distance.max()) if a.numel() else 0.0,
     )
-    logits, reference = as_logits(ours, task), as_logits(theirs, task)
-    return found if logits is None or reference is None else _with_decisions(found, logits, reference)
+    both = as_logits(torch.cat([ours, theirs]), task)  # together: they are logits, or probabilities, on both sides
+    return found if both is None else _with_decisions(found, *both.chunk(2))
 
 
 def _with_decisions(found: OutputAgreement, logits: Tensor, reference: Tensor) -> OutputAgreement:
@@ -156,14 +157,17 @@ def _flips(logits: Tensor, reference: Tensor) -> tuple[float, ...]:
 def as_logits(output: Tensor, task: Task) -> Tensor | None:
     """Give the output as float64 logits of shape (decisions, classes); None for a task without classes.
 
-    A single logit, as binary classifiers have it, becomes two with the same probabilities.
+    A single logit, as binary classifiers have it, becomes two with the same probabilities; probabilities, and class
+    numbers, become logits.
     """
     axis = _CLASS_AXIS.get(task)
     if axis is None or output.ndim == 0:
         return None
+    if not output.is_floating_point():
+        return statistics.as_logits(output.flatten())
     wide = output.double().reshape(-1, 1) if output.ndim == 1 else output.double()
     rows = wide.movedim(axis, -1).reshape(-1, wide.shape[axis])
-    return torch.cat([torch.zeros_like(rows), rows], dim=1) if rows.shape[1] == 1 else rows
+    return statistics.as_logits(statistics.both_classes(rows))
 
 
 def _without_masks(output: Tensor) -> Tensor:

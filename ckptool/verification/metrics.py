@@ -14,11 +14,14 @@ from torch import Tensor
 from ckptool.errors import CkptoolError
 from ckptool.model.verification import Check, Task, Thresholds
 from ckptool.verification.compare import as_logits
+from ckptool.verification.statistics import label_logits
 
 CHECK = "accuracy"
 MEASURED: frozenset[Task] = frozenset({"classification", "multilabel", "regression"})
 _TOP = (1, 3, 5)
-_CURVES = ("roc_auc", "average_precision")
+_AREAS = tuple(f"{name}_{average}" for name in ("roc_auc", "average_precision") for average in ("micro", "macro"))
+# What a network that ends with an argmax leaves undefined: nothing ranks its other classes.
+_RANKED = ("top_3_accuracy", "top_5_accuracy", *_AREAS)
 # Hardly more than guessing: a tenth of the way from chance to all right, and no more than twice chance.
 _ABOVE_CHANCE = 0.1
 _TIMES_CHANCE = 2.0
@@ -56,22 +59,26 @@ def measure(output: Tensor, labels: Tensor, task: Task) -> Metrics:
     if task == "regression":
         return _measure_numbers(output.double(), labels.double())
     if task == "multilabel" or (labels.ndim == 2 and labels.shape[1] > 1):
-        return _measure_labels(output.double(), labels)
-    return _measure_classes(class_logits(output, task), class_numbers(labels))
+        return _measure_labels(label_logits(output), labels)
+    numbers = class_numbers(labels)
+    found = _measure_classes(class_logits(output, task, numbers), numbers)
+    return found if output.is_floating_point() else {**found, **dict.fromkeys(_RANKED)}
 
 
-def class_logits(output: Tensor, task: Task) -> Tensor:
-    """Give the logits of a classifier, (inputs, classes).
+def class_logits(output: Tensor, task: Task, labels: Tensor) -> Tensor:
+    """Give the logits of a classifier, (inputs, classes); class numbers have as many classes as they and the labels do.
 
     :raises CkptoolError: the output has no single class per input.
     """
-    logits = as_logits(output, task) if output.ndim <= 2 else None
+    is_number = not output.is_floating_point() and output.numel() == len(labels)
+    together = torch.cat([output.flatten(), labels]) if is_number else output
+    logits = as_logits(together, task) if output.ndim <= 2 else None
     if logits is None:
         raise CkptoolError(
             f"the answers have the shape {list(output.shape)} ({task}), labels need one class per input; "
             "leave the labels out"
         )
-    return logits
+    return logits[: len(output)]
 
 
 def class_numbers(labels: Tensor) -> Tensor:
@@ -185,9 +192,8 @@ def _rates(decisions: _Decisions) -> dict[str, float | None]:
 def _curves(decisions: _Decisions) -> dict[str, float | None]:
     """Give the areas below the curves, one class against the rest; macro is over the classes that have both."""
     both = decisions.true.any(dim=0) & ~decisions.true.all(dim=0)
-    names = [f"{name}_{average}" for name in _CURVES for average in ("micro", "macro")]
     if not decisions.is_finite or not bool(both.any()) or find_spec("sklearn") is None:
-        return dict.fromkeys(names)
+        return dict.fromkeys(_AREAS)
     from sklearn.metrics import average_precision_score, roc_auc_score  # takes a second and more
 
     true, scores = decisions.true.numpy(), decisions.scores.numpy()
@@ -197,7 +203,7 @@ def _curves(decisions: _Decisions) -> dict[str, float | None]:
         for score in (roc_auc_score, average_precision_score)
         for average, columns in (("micro", slice(None)), ("macro", kept))
     )
-    return {name: _defined(float(area)) for name, area in zip(names, areas, strict=True)}
+    return {name: _defined(float(area)) for name, area in zip(_AREAS, areas, strict=True)}
 
 
 def check_accuracy(

@@ -41,8 +41,29 @@ def as_logits(answers: Tensor) -> Tensor:
 
 
 def are_probabilities(answers: Tensor) -> bool:
-    """Tell whether every row is a distribution: nothing negative, a sum of one."""
-    return bool((answers >= 0).all()) and bool(((answers.sum(dim=-1) - 1).abs() < 1e-3).all())
+    """Tell whether every row is a distribution: nothing negative, a sum of one. One with NaN says nothing."""
+    known = answers[~answers.isnan().any(dim=-1)]
+    return bool((known >= 0).all()) and bool(((known.sum(dim=-1) - 1).abs() < 1e-3).all())
+
+
+def both_classes(rows: Tensor) -> Tensor:
+    """Give the one logit, or probability, of a model of two classes, [rows, 1], for both; other rows stay as they are.
+
+    A network ends with the sigmoid or without it: all values from 0 to 1 are probabilities.
+    """
+    if rows.shape[1] != 1:
+        return rows
+    return torch.cat((1 - rows if _are_shares(rows) else torch.zeros_like(rows), rows), dim=1)
+
+
+def label_logits(answers: Tensor) -> Tensor:
+    """Give float64 logits of labels that each hold or not: of logits, or of probabilities."""
+    answers = answers.double()
+    return answers.clamp(1e-7, 1 - 1e-7).logit() if _are_shares(answers) else answers
+
+
+def _are_shares(answers: Tensor) -> bool:
+    return bool((((answers >= 0) & (answers <= 1)) | answers.isnan()).all())
 
 
 def without_masked(answers: Tensor) -> Tensor:

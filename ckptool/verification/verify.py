@@ -219,7 +219,8 @@ def _judge(running: Running, work: _Work) -> None:
         work.speed = measure_speed(running.model, inputs, running.device)
         work.checks.append(check_speed(work.speed))
     if options.plot is not None and inputs.labels is not None:
-        counts = confusion(class_logits(answers, task), class_numbers(inputs.labels))
+        numbers = class_numbers(inputs.labels)
+        counts = confusion(class_logits(answers, task, numbers), numbers)
         draw_confusion(options.plot, counts, running.built.description, inputs.class_names)
 
 

@@ -39,11 +39,7 @@ def as_classes(outputs: Outputs) -> Tensor:
     answers = outputs.judged
     if not answers.is_floating_point():
         return answers.flatten()
-    rows = answers.reshape(len(answers), -1)
-    if rows.shape[1] == 1:  # the one logit (or probability) of a two-class model
-        inside = bool(((rows >= 0) & (rows <= 1)).all())
-        rows = torch.cat((1 - rows, rows) if inside else (torch.zeros_like(rows), rows), dim=1)
-    return rows
+    return statistics.both_classes(answers.reshape(len(answers), -1))
 
 
 def measure(outputs: Outputs, _inputs: Inputs) -> Measured:

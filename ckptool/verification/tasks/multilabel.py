@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ckptool.model.verification import Check
 from ckptool.verification import statistics
 from ckptool.verification.outputs import Inputs, Outputs
@@ -15,8 +13,7 @@ _CONSTANT = 1e-2
 
 def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
     """Measure how many labels move with the input."""
-    answers = outputs.judged.reshape(len(outputs.judged), -1).double()
-    logits = _as_logits(answers)
+    logits = statistics.label_logits(outputs.judged.reshape(len(outputs.judged), -1))
     scale = max(logits.square().mean().sqrt().item(), 1e-30)
     deviations = logits.std(dim=0, correction=0)
     positive = (logits > 0).sum(dim=0)
@@ -31,11 +28,6 @@ def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
         logits.shape[1],
         dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))),
     )
-
-
-def _as_logits(answers: Tensor) -> Tensor:
-    inside = bool(((answers >= 0) & (answers <= 1)).all())
-    return answers.clamp(1e-7, 1 - 1e-7).logit() if inside else answers
 
 
 def judge(case: Case, measured: Measured) -> Check:

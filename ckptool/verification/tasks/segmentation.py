@@ -21,9 +21,7 @@ def flatten_places(answers: Tensor, class_dimension: int) -> Tensor:
 def measure(outputs: Outputs, _inputs: Inputs) -> Measured:
     """Measure how much the class tells about the place, over all inputs."""
     answers = outputs.judged
-    rows = flatten_places(answers, -1 if answers.ndim == 3 else 1)
-    if rows.shape[1] == 1:
-        rows = rows.new_zeros(len(rows), 2).index_copy(1, rows.new_tensor([1]).long(), rows)
+    rows = statistics.both_classes(flatten_places(answers, -1 if answers.ndim == 3 else 1))
     probabilities = statistics.as_probabilities(rows)
     histogram = statistics.histogram(probabilities.argmax(dim=1))
     return Measured(
