@@ -292,6 +292,15 @@ def test_values_are_read_only_when_asked_for(run: Run, tmp_path: Path) -> None:
     assert records(run, path, "--stats")["tensor"][2][-5] == "5"
 
 
+def test_values_that_are_too_many_to_read_are_refused_by_file_and_name(run: Run, tmp_path: Path) -> None:
+    path = saved(tmp_path, {"big": torch.zeros(1).expand(1 << 33), "small": torch.ones(3)})
+    for form in ([], ["--json"]):
+        ran = run("inspect", path, "--stats", *form)
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err.startswith(f'ckptool: {path}: tensor "big" is a view that repeats')
+    assert [row["key"] for row in answer(run, path, "--stats", "--exclude", "big")["tensors"]] == ["small"]
+
+
 def test_the_tree_folds_equal_blocks_only(run: Run, tmp_path: Path) -> None:
     blocks = [nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)]
     model = nn.Sequential()

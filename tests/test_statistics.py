@@ -36,7 +36,9 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 
 def statistics_of(tensor: torch.Tensor) -> TensorStatistics:
     data = bytes_of(tensor)
-    found = tensor_statistics(dense(MemoryBytes(data), str(tensor.dtype).removeprefix("torch."), *tensor.shape))
+    found = tensor_statistics(
+        dense(MemoryBytes(data), str(tensor.dtype).removeprefix("torch."), *tensor.shape), key="w"
+    )
     assert found is not None
     return found
 
@@ -95,13 +97,13 @@ def test_integers_keep_their_exact_extremes() -> None:
     assert (found.minimum, found.maximum, found.zeros) == (-(2**63), 2**63 - 1, 1)
     assert isinstance(found.maximum, int)
     largest = np.array([2**64 - 1, 2**64 - 2], "u8").tobytes()
-    found = tensor_statistics(dense(MemoryBytes(largest), "uint64", 2))
+    found = tensor_statistics(dense(MemoryBytes(largest), "uint64", 2), key="w")
     assert found is not None
     assert (found.minimum, found.maximum) == (2**64 - 2, 2**64 - 1)
 
 
 def test_a_bool_is_zero_or_one_whatever_its_byte() -> None:
-    found = tensor_statistics(dense(MemoryBytes(bytes([0, 1, 2, 255])), "bool", 4))
+    found = tensor_statistics(dense(MemoryBytes(bytes([0, 1, 2, 255])), "bool", 4), key="w")
     assert found == TensorStatistics(4, 0, 0, 1, 0, 1, 0.75, math.sqrt(3) / 4)
 
 
@@ -133,7 +135,7 @@ def test_one_huge_value_spoils_the_spread_and_nothing_else() -> None:
 def test_a_transposed_negated_view_is_described_as_it_is_meant() -> None:
     numbers = torch.arange(12.0)
     spec = view(MemoryBytes(bytes_of(numbers)), "float32", (3, 2), (1, 4), 1, neg=True)
-    found = tensor_statistics(spec)
+    found = tensor_statistics(spec, key="w")
     expected = torch._neg_view(numbers.as_strided((3, 2), (1, 4), 1))
     assert found is not None
     assert (found.minimum, found.maximum) == (float(expected.min()), float(expected.max()))
@@ -142,12 +144,12 @@ def test_a_transposed_negated_view_is_described_as_it_is_meant() -> None:
 
 @pytest.mark.parametrize("dtype", ["bits8", "quint8", "float4_e2m1fn_x2"])
 def test_what_has_no_numbers_has_no_statistics(dtype: str) -> None:
-    assert tensor_statistics(dense(MemoryBytes(bytes(8)), dtype, 8)) is None
+    assert tensor_statistics(dense(MemoryBytes(bytes(8)), dtype, 8), key="w") is None
 
 
 def test_damaged_and_hostile_tensors_are_refused() -> None:
     damaged = MemoryBytes(bytes(400), crc32=zlib.crc32(bytes(400)) ^ 1)
     with pytest.raises(ChecksumMismatch):
-        tensor_statistics(dense(damaged, "float32", 100))
+        tensor_statistics(dense(damaged, "float32", 100), key="w")
     with pytest.raises(UnsupportedTensor):
-        tensor_statistics(view(MemoryBytes(bytes(16)), "float32", (2**40,), (0,)))
+        tensor_statistics(view(MemoryBytes(bytes(16)), "float32", (2**40,), (0,)), key="w")

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from fnmatch import translate
+from pathlib import Path
 from typing import Any
 
-from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint
+from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint, UnsupportedTensor
 from ckptool.layouts import plan_keys, read_training, select
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import (
@@ -52,6 +53,7 @@ def describe(
     A state dict that cannot be chosen, or keys that cannot be planned, are findings here and no errors.
 
     :raises ChecksumMismatch: values were read, and are not those that were written.
+    :raises UnsupportedTensor: values were to be read, and a tensor expands far beyond its storage.
     """
     options = options or InspectOptions()
     selection = select(checkpoint, options.weights)
@@ -85,7 +87,9 @@ def describe(
         architecture=architecture,
         notes=(*_notes(checkpoint, selection, plan), *_match_notes(architecture)),
         next=next_step(checkpoint, selection, keys, safety),
-        tensors=_listed(rows, table, options, progress or NoProgress()) if options.lists_tensors else None,
+        tensors=(
+            _listed(checkpoint.path, rows, table, options, progress or NoProgress()) if options.lists_tensors else None
+        ),
         tree=fold(grow(_wanted(clean, options))) if options.tree else None,
         shards=checkpoint.shards,
         not_dense=special_tensors(checkpoint, selection, plan),
@@ -172,13 +176,17 @@ def _rows(table: Table, plan: KeyPlan | None) -> list[TensorRow]:
 
 
 def _listed(
-    rows: Sequence[TensorRow], table: Table, options: InspectOptions, progress: Progress
+    path: Path, rows: Sequence[TensorRow], table: Table, options: InspectOptions, progress: Progress
 ) -> tuple[TensorRow, ...]:
     listed = list(_wanted(rows, options))
     if options.statistics:
         tensors = dict(zip(table.sources, table.tensors, strict=True))
         progress.start("reading values", sum(row.nbytes for row in listed))
-        listed = [_with_statistics(row, tensors[row.source_key], progress) for row in listed]
+        try:
+            listed = [_with_statistics(row, tensors[row.source_key], progress) for row in listed]
+        except UnsupportedTensor as error:
+            error.args = (f"{path}: {error}",)
+            raise
     if options.sort != "file":
         listed.sort(key=_ORDERS[options.sort])
     return tuple(listed)
@@ -189,7 +197,7 @@ def _with_statistics(row: TensorRow, tensor: Tensor, progress: Progress) -> Tens
         return row
     from ckptool.operations.statistics import tensor_statistics
 
-    statistics = tensor_statistics(tensor)
+    statistics = tensor_statistics(tensor, key=row.key or row.source_key)
     progress.advance(row.nbytes)
     return row._replace(statistics=statistics)
 

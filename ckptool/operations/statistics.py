@@ -16,7 +16,7 @@ from ckptool.operations.transforms import payload_of
 from ckptool.operations.values import decode
 
 
-def tensor_statistics(spec: TensorSpec, *, key: str = "") -> TensorStatistics | None:
+def tensor_statistics(spec: TensorSpec, *, key: str) -> TensorStatistics | None:
     """Read a tensor once and describe its values; None for a type without numbers (bits, quantized, packed).
 
     ``key`` names it in messages.
