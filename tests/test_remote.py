@@ -120,6 +120,15 @@ def test_what_is_written_is_the_same(command, name, server, folder, tmp_path, ru
     assert server.sent < 1.5 * (folder / name).stat().st_size + MOST_BYTES
 
 
+def test_a_mean_is_that_of_files_wherever_they_lie(server, folder, tmp_path, run):
+    here, there = tmp_path / "here.pt", tmp_path / "there.pt"
+    names = ("a.pt", "legacy.pt")
+    assert run("convert", "--average", *(folder / name for name in names), here).status == 0
+    ran = run("convert", "--average", *map(server.url, names), there)
+    assert ran.status == 0, ran.err
+    assert there.read_bytes() == here.read_bytes()
+
+
 def test_the_values_are_those_of_the_file(server, weights):
     import ckptool
 

@@ -79,7 +79,7 @@ def _inputs_of_mean(
     inputs = paths if writing.out_dir is not None or writing.dry_run else paths[:-1]
     if len(inputs) < 2:
         raise OutputRefused("--average: name two checkpoints or more, and OUT")
-    return [inputs[0], *out], tuple(map(Path, inputs[1:])), replace(writing, out_dir=None)
+    return [inputs[0], *out], tuple(map(as_path, inputs[1:])), replace(writing, out_dir=None)
 
 
 def _asked(
