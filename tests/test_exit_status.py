@@ -186,6 +186,28 @@ def test_the_exit_status_is_that_of_the_table(run, place, row):
         assert ran.err or "inconclusive" in ran.out
 
 
+UNNAMED = [
+    ("inspect", ""),
+    ("inspect", "sound.pt", "--like", ""),
+    ("diff", "sound.pt", ""),
+    ("strip-prefixes", "wrapped.pt", ""),
+    ("convert", "wrapped.pt", "--to", "pt", "-o", ""),
+    ("verify", ""),
+    ("verify", "sound.pt", "--against", ""),
+    ("verify", "sound.pt", "--model", "auto", "--images", ""),
+    ("verify", "sound.pt", "--model", "auto", "--data", ""),
+]
+
+
+@pytest.mark.parametrize("args", UNNAMED, ids=" ".join)
+def test_an_empty_name_is_not_the_current_folder(run, place, args):
+    before = sorted(Path().rglob("*"))
+    ran = run(*args)
+    assert (ran.status, ran.out) == (2, "")
+    assert "the name is empty; check the variable that it comes from" in ran.err
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_every_command_has_its_rows():
     from ckptool.cli.app import app
 

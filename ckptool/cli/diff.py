@@ -14,7 +14,6 @@ from ckptool.cli.app import command
 from ckptool.cli.diff_plot import require_plot, write_plot
 from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, remark, show
 from ckptool.errors import CkptoolError
-from ckptool.model.places import as_path
 
 if TYPE_CHECKING:  # its result types would slow every other command's start
     from ckptool.model.comparison import CompareOptions, Comparison, Drift
@@ -28,7 +27,7 @@ _Paths = Annotated[
         help="A and B; or a base and several to compare with it.",
         show_default=False,
         metavar="[PATH]...",
-        parser=as_path,
+        parser=options.as_place,
     ),
 ]
 

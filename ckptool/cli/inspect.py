@@ -13,7 +13,6 @@ from ckptool.cli import Status, options, worst
 from ckptool.cli.app import command
 from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, show
 from ckptool.errors import CkptoolError, UnreadableCheckpoint
-from ckptool.model.places import as_path
 
 if TYPE_CHECKING:  # its many result types would slow every other command's start
     from ckptool.model.checkpoint import Checkpoint
@@ -29,7 +28,7 @@ InspectPaths = Annotated[
         help="Checkpoint files, folders of them, addresses (https, s3, gs, hf), or - for paths on stdin.",
         show_default=False,
         metavar="[PATH]...",
-        parser=as_path,
+        parser=options.as_place,
     ),
 ]
 _ORDERS: dict[str, SortOrder] = {

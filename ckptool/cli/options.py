@@ -17,14 +17,37 @@ from ckptool.model.plans import KeyOptions
 # Typer evaluates these on Python 3.10, too, where it wants Optional spelled out.
 # ruff: noqa: UP045
 
+
+def as_name(text: str) -> str:
+    """Refuse a name that is empty, as a variable that is not set leaves it: as a path it is the current folder."""
+    if not text:
+        raise typer.BadParameter("the name is empty; check the variable that it comes from")
+    return text
+
+
+def as_place(text: str) -> Path:
+    """Read what a user calls a checkpoint."""
+    return as_path(as_name(text))
+
+
+def as_file(text: str) -> Path:
+    """Read the name of a file or folder of this disk."""
+    return Path(as_name(text))
+
+
 Paths = Annotated[
     list[Path],
-    typer.Argument(help="Checkpoint files.", show_default=False, metavar="[PATH]...", parser=as_path),
+    typer.Argument(help="Checkpoint files.", show_default=False, metavar="[PATH]...", parser=as_place),
 ]
 # As text: a path forgets the slash at its end, with which OUT would be a folder.
 InputsAndOutput = Annotated[
     list[str],
-    typer.Argument(help="IN and OUT: the checkpoint, then the file to write.", show_default=False, metavar="[PATH]..."),
+    typer.Argument(
+        help="IN and OUT: the checkpoint, then the file to write.",
+        show_default=False,
+        metavar="[PATH]...",
+        parser=as_name,
+    ),
 ]
 
 # What is meant.
@@ -40,7 +63,7 @@ Like = Annotated[
         "--like",
         help="Reference names: a checkpoint, a list (one key a line), or timm:NAME.",
         metavar="FILE",
-        parser=as_path,
+        parser=as_place,
     ),
 ]
 Prefix = Annotated[
@@ -71,7 +94,8 @@ AddPrefix = Annotated[str, typer.Option("--add-prefix", help="Put this before ev
 
 # What is written.
 OutDir = Annotated[
-    Optional[Path], typer.Option("--out-dir", "-o", help="Write here; every PATH is an input then.", metavar="DIR")
+    Optional[Path],
+    typer.Option("--out-dir", "-o", help="Write here; every PATH is an input then.", metavar="DIR", parser=as_file),
 ]
 Dtype = Annotated[
     Optional[str], typer.Option("--dtype", help="Cast floating tensors: float16, bfloat16 ...", metavar="DTYPE")

@@ -17,7 +17,7 @@ from ckptool.cli.terminal import Terminal, complain, detect, remark
 from ckptool.cli.verify_gate import GateOptions, gate_of, settle, status_of
 from ckptool.errors import CkptoolError
 from ckptool.model.gate import Settings
-from ckptool.model.places import RemotePath, as_path
+from ckptool.model.places import RemotePath
 from ckptool.model.verification import SideBySide, Task, Thresholds, Verification, VerifyOptions
 
 if TYPE_CHECKING:
@@ -79,13 +79,21 @@ class ModelOptions:
 class InputOptions:
     """What the model is fed."""
 
-    images: Annotated[Optional[Path], typer.Option("--images", help="Folder of your own images.", metavar="DIR")] = None
+    images: Annotated[
+        Optional[Path],
+        typer.Option("--images", help="Folder of your own images.", metavar="DIR", parser=options.as_file),
+    ] = None
     inputs: Annotated[
         Optional[Path], typer.Option("--inputs", help="Arrays: .npz, .pt or .safetensors.", metavar="FILE")
     ] = None
     data: Annotated[
         Optional[Path],
-        typer.Option("--data", help="Labelled images: a folder per class, or a CSV beside them.", metavar="DIR"),
+        typer.Option(
+            "--data",
+            help="Labelled images: a folder per class, or a CSV beside them.",
+            metavar="DIR",
+            parser=options.as_file,
+        ),
     ] = None
     targets: Annotated[
         Optional[Path], typer.Option("--targets", help="Labels of the inputs, in their order.", metavar="FILE")
@@ -128,7 +136,7 @@ class JudgeOptions:
     ] = None
     against: Annotated[
         Optional[Path],
-        typer.Option("--against", help="The original, or a golden file.", metavar="OTHER", parser=as_path),
+        typer.Option("--against", help="The original, or a golden file.", metavar="OTHER", parser=options.as_place),
     ] = None
     manifest: Annotated[
         Optional[Path], typer.Option("--manifest", help="What convert wrote beside the file.", metavar="FILE")
