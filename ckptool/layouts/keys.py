@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from fnmatch import translate
 from operator import ne
 
 from ckptool.errors import PlanRefused
@@ -18,6 +17,7 @@ from ckptool.layouts.segments import (
     FLAT_LEAVES,
     PRIVATE_SEGMENTS,
     Names,
+    any_glob,
     quoted,
     removable_segments,
     without,
@@ -211,20 +211,16 @@ def _filter_names(draft: Draft, options: KeyOptions) -> None:
     :raises PlanRefused: nothing is included.
     """
     if options.include:
-        wanted = _any_glob(options.include)
-        draft.drop([key for key, name in draft.names.items() if not wanted.match(name)], "not in --include")
+        wanted = any_glob(options.include)
+        draft.drop([key for key, name in draft.names.items() if not wanted(name)], "not in --include")
         if not draft.names:
             raise PlanRefused("not-found", f"no clean name matches --include {quoted(options.include)}: see --tensors")
     if options.exclude:
-        unwanted = _any_glob(options.exclude)
-        gone = [key for key, name in draft.names.items() if unwanted.match(name)]
+        unwanted = any_glob(options.exclude)
+        gone = [key for key, name in draft.names.items() if unwanted(name)]
         draft.drop(gone, f"--exclude {' '.join(options.exclude)}")
         if not gone:
             draft.note("exclude-unmatched", f"no clean name matches --exclude {quoted(options.exclude)}")
-
-
-def _any_glob(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(translate(pattern) for pattern in patterns))
 
 
 def _apply_explicit_names(draft: Draft, options: KeyOptions) -> None:

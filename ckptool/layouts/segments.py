@@ -5,7 +5,9 @@ A key is a path: ``model._orig_mod.fc.weight``. Everything here works on whole s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import translate
 from functools import cached_property
 
 # Private names of a framework, removed at any depth. The pair stands last: it may only meet once the others are gone.
@@ -129,6 +131,17 @@ def first_segments(names: Iterable[str]) -> list[str]:
 def under(name: str, path: str) -> bool:
     """Tell whether a name lies below a path."""
     return name.startswith(f"{path}.")
+
+
+def any_glob(globs: Iterable[str]) -> Callable[[str], object]:
+    """Match names that one of the globs fits; without a glob, none."""
+    return re.compile("|".join(map(translate, globs)) or r"(?!)").match  # which matches nothing
+
+
+def wanted_by(include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
+    """Tell whether a name is left by globs for what is in, without which everything is, and for what is out."""
+    included, excluded = any_glob(include or ("*",)), any_glob(exclude)
+    return lambda name: bool(included(name)) and not excluded(name)
 
 
 def quoted(names: Sequence[str], shown: int = 3) -> str:

@@ -6,12 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from ckptool.layouts.reference import LEFT_OVER
 from ckptool.layouts.roots import EMA_ROOTS, LOSS_ENDINGS, LOSS_ROOTS, SIDE_KEYS
-from ckptool.layouts.segments import Names, quoted, without
+from ckptool.layouts.segments import Names, any_glob, quoted, without
 from ckptool.loading.checked import RENAMED, STRIP_COMMAND, WOULD_MATCH
 from ckptool.model.loading import LoadReport
 from ckptool.model.verification import Check, CheckStatus, VerifyOptions
@@ -41,23 +40,17 @@ class _Gaps:
 def _gaps(report: LoadReport, options: VerifyOptions) -> _Gaps:
     mismatched = tuple(item.name for item in report.mismatched)
     absent, unknown = (*report.missing, *mismatched), report.unexpected
-    allowed = {name for name in absent if _matches(name, options.allow_missing)}
-    allowed |= {name for name in (*unknown, *mismatched) if _matches(name, options.allow_unexpected)}
+    may_be_missing, may_be_unexpected = any_glob(options.allow_missing), any_glob(options.allow_unexpected)
+    allowed = set(filter(may_be_missing, absent)) | set(filter(may_be_unexpected, (*unknown, *mismatched)))
     excused = allowed | set(report.ignored)
     outside = [move.source for move in report.dropped if move.reason == LEFT_OVER]
     return _Gaps(
         missing=_without(report.missing, excused),
         mismatched=_without(mismatched, excused),
         unexpected=_without(unknown, excused),
-        outside=tuple(
-            name for name in outside if not _is_side_part(name) and not _matches(name, options.allow_unexpected)
-        ),
+        outside=tuple(name for name in outside if not _is_side_part(name) and not may_be_unexpected(name)),
         allowed=len(allowed),
     )
-
-
-def _matches(name: str, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in globs)
 
 
 def _without(names: Iterable[str], excused: Collection[str]) -> tuple[str, ...]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ckptool.layouts.segments import quoted
+from ckptool.layouts.segments import any_glob, quoted
 from ckptool.model.sources import NoProgress, Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.model.verification import Check, VerifyOptions
@@ -87,7 +86,8 @@ def _judge_agreement(agreement: TensorAgreement, other: Path, options: VerifyOpt
 
 
 def _not_allowed(names: Sequence[str], globs: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if not any(fnmatchcase(name, glob) for glob in globs))
+    is_allowed = any_glob(globs)
+    return tuple(name for name in names if not is_allowed(name))
 
 
 def _faults(agreement: TensorAgreement, missing: Sequence[str], unexpected: Sequence[str], other: Path) -> list[str]:

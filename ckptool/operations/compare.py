@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ckptool.errors import CkptoolError, PlanRefused
 from ckptool.formats import open_checkpoint
 from ckptool.layouts import read_training
-from ckptool.layouts.segments import quoted
+from ckptool.layouts.segments import quoted, wanted_by
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.comparison import (
     CompareOptions,
@@ -171,15 +170,11 @@ def _filtered(a: Tensors, b: Tensors, keys: KeyOptions) -> tuple[Tensors, Tensor
     """
     if not keys.include and not keys.exclude:
         return a, b
-    kept = [{name: tensor for name, tensor in tensors.items() if _is_wanted(name, keys)} for tensors in (a, b)]
+    is_wanted = wanted_by(keys.include, keys.exclude)
+    kept = [{name: tensor for name, tensor in tensors.items() if is_wanted(name)} for tensors in (a, b)]
     if not any(kept):
         raise PlanRefused("not-found", "no clean name is left by --include and --exclude: see inspect --tensors")
     return kept[0], kept[1]
-
-
-def _is_wanted(name: str, keys: KeyOptions) -> bool:
-    included = not keys.include or any(fnmatchcase(name, glob) for glob in keys.include)
-    return included and not any(fnmatchcase(name, glob) for glob in keys.exclude)
 
 
 def _names(tensors: Tensors, renamed: set[str]) -> tuple[TensorName, ...]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from fnmatch import translate
 from pathlib import Path
 from typing import Any
 
 from ckptool.errors import CkptoolError, PlanRefused, UnreadableCheckpoint, UnsupportedTensor
 from ckptool.layouts import plan_keys, read_training, select
+from ckptool.layouts.segments import wanted_by
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.inspection import (
     Architecture,
@@ -205,18 +204,8 @@ def _with_statistics(row: TensorRow, tensor: Tensor, progress: Progress) -> Tens
 def _wanted(rows: Sequence[TensorRow], options: InspectOptions) -> Sequence[TensorRow]:
     if not options.include and not options.exclude:
         return rows
-    matches = [_matcher(globs) for globs in (options.include, options.exclude)]
-    included, excluded = matches
-    names = [row.key or row.source_key for row in rows]
-    return [
-        row
-        for row, name in zip(rows, names, strict=True)
-        if (not options.include or included(name)) and not (options.exclude and excluded(name))
-    ]
-
-
-def _matcher(globs: Iterable[str]) -> Callable[[str], Any]:
-    return re.compile("|".join(map(translate, globs))).match
+    is_wanted = wanted_by(options.include, options.exclude)
+    return [row for row in rows if is_wanted(row.key or row.source_key)]
 
 
 def _ties(tied: Iterable[tuple[str, ...]], rows: Iterable[TensorRow]) -> tuple[tuple[str, ...], ...]:
