@@ -30,7 +30,9 @@ def shell(tmp_path_factory):
     (folder / "ckptool").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ckptool "$@"\n')
     (folder / "ckptool").chmod(0o755)
     torch.save({"größe.weight": torch.ones(2, 2), "tab\there\n.weight": torch.ones(3)}, folder / "odd name.pt")
-    variables = {"LC_ALL": "C", "PYTHONPATH": str(ROOT), "D": str(DIGITS), "W": str(WRONG)}
+    for path in (DIGITS, WRONG):  # the lines are about cells and fields, not about where the repository lies
+        shutil.copy(path, folder)
+    variables = {"LC_ALL": "C", "PYTHONPATH": str(ROOT), "D": DIGITS.name, "W": WRONG.name}
     environment = os.environ | variables | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
     def run_line(line: str) -> str:
