@@ -11,7 +11,7 @@ import typer
 from ckptool import __version__
 from ckptool.cli import Status, options
 from ckptool.cli.app import command
-from ckptool.cli.terminal import Terminal, complain, detect, remark, show
+from ckptool.cli.terminal import Terminal, canvas_of, complain, detect, remark, show
 from ckptool.errors import CkptoolError, OutputRefused
 from ckptool.formats.file import is_folder
 from ckptool.model import dtypes
@@ -274,4 +274,4 @@ def _show(done: list[Conversion], terminal: Terminal, view: options.AnswerOption
         for note in conversion.notes:
             remark(note.text, terminal)
         if not view.quiet:
-            show(report.painted(conversion, color=terminal.color) if terminal.is_terminal else report.plain(conversion))
+            show(report.view(conversion, canvas_of(terminal)) if terminal.is_terminal else report.plain(conversion))

@@ -29,7 +29,7 @@ from ckptool.model.values import GlobalUse, TensorSpec
 from ckptool.operations.advice import next_step
 from ckptool.operations.disk_use import disk_use
 from ckptool.operations.module_tree import fold, grow
-from ckptool.operations.plain import to_plain
+from ckptool.operations.plain import plain_fact, to_plain
 from ckptool.operations.preview import preview
 from ckptool.operations.special import special_tensors
 from ckptool.operations.tables import Table, Tensor, by_place, summarise, tabulate, tied_names
@@ -111,14 +111,10 @@ def judge_refused(error: CkptoolError) -> Safety:
 def _plain(training: Training) -> Training:
     """Bring every value that a file states into plain words; the hyperparameters stay as they are."""
     named = {field.name: getattr(training, field.name) for field in fields(training)}
-    facts: dict[str, Any] = {name: _plain_fact(fact) for name, fact in named.items() if isinstance(fact, Fact)}
+    facts: dict[str, Any] = {name: plain_fact(fact) for name, fact in named.items() if isinstance(fact, Fact)}
     for name in FACT_TABLES:
-        facts[name] = {key: _plain_fact(fact) for key, fact in named[name].items()}
+        facts[name] = {key: plain_fact(fact) for key, fact in named[name].items()}
     return replace(training, **facts)
-
-
-def _plain_fact(fact: Fact) -> Fact:
-    return Fact(to_plain(fact.value), fact.evidence)
 
 
 def _plan(selection: Selection, options: InspectOptions) -> tuple[KeyPlan | None, KeySummary]:

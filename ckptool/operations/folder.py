@@ -23,7 +23,7 @@ from ckptool.model.inspection import Verdict
 from ckptool.model.training import Fact, Training
 from ckptool.operations.advice import CHECKPOINT_SUFFIXES
 from ckptool.operations.describe import judge, judge_refused
-from ckptool.operations.plain import to_plain
+from ckptool.operations.plain import plain_fact
 from ckptool.operations.trainer_state import read_trainer_state
 
 # A file of such a name was meant to hold tensors; one that ends as an archive does may hold anything.
@@ -191,18 +191,14 @@ def describe_row(checkpoint: Checkpoint, path: Path) -> FileRow:
         verdict=judge(checkpoint.globals).verdict,
         epoch=_first([said.epoch for said in sources]),
         global_step=_first([said.global_step for said in sources]),
-        metrics={name: _plain(fact) for name, fact in _metrics(sources).items()},
+        metrics={name: plain_fact(fact) for name, fact in _metrics(sources).items()},
         monitor=_first([said.monitor for said in sources]),
         mode=_first([said.mode for said in sources]),
     )
 
 
 def _first(facts: Iterable[Fact | None]) -> Fact | None:
-    return next((_plain(fact) for fact in facts if fact is not None), None)
-
-
-def _plain(fact: Fact) -> Fact:
-    return Fact(to_plain(fact.value), fact.evidence)
+    return next((plain_fact(fact) for fact in facts if fact is not None), None)
 
 
 def _metrics(sources: Iterable[Training]) -> Mapping[str, Fact]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ckptool.model.dtypes import DType
+from ckptool.model.training import Fact
 from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, SetNode, Stub, TensorSpec
 
 # A shared node is shown at every place that holds it: the count keeps a small file from unfolding into a huge answer.
@@ -26,6 +27,11 @@ def to_plain(value: Any) -> Any:
     ``"NaN"``, ``"Infinity"``, ``"-Infinity"``.
     """
     return _Converter().convert(value, 0)
+
+
+def plain_fact(fact: Fact) -> Fact:
+    """Bring what a file states into plain values."""
+    return Fact(to_plain(fact.value), fact.evidence)
 
 
 def _float(value: float) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+_Node = TypeVar("_Node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,13 @@ class Canvas:
     def glyphs(self) -> Glyphs:
         """Give the drawing characters that can be shown."""
         return _UNICODE if self.unicode else _ASCII
+
+    def branches(self, nodes: Sequence[_Node], below: str) -> Iterator[tuple[_Node, str, str]]:
+        """Hang nodes below one of a tree: each with what is drawn before its name, and before what lies below it."""
+        glyphs = self.glyphs
+        for node in nodes:
+            joint, trunk = (glyphs.corner, "   ") if node is nodes[-1] else (glyphs.branch, glyphs.trunk)
+            yield node, below + joint, below + trunk
 
     def draw(self, content: RenderableType) -> str:
         """Render rich content to text."""

@@ -125,11 +125,8 @@ def _branches(node: ModuleChange, lead: str, below: str, canvas: Canvas) -> Iter
     yield _Branch(lead, below, node)
     if node.is_frozen or _only_side(node) or _holds_only_tensors(node):
         return
-    glyphs = canvas.glyphs
-    for child in node.children:
-        last = child is node.children[-1]
-        joint, trunk = (glyphs.corner, "   ") if last else (glyphs.branch, glyphs.trunk)
-        yield from _branches(child, below + joint, below + trunk, canvas)
+    for branch in canvas.branches(node.children, below):
+        yield from _branches(*branch, canvas)
 
 
 def _holds_only_tensors(node: ModuleChange) -> bool:

@@ -14,11 +14,10 @@ from ckptool.model.comparison import Comparison, Drift, DTypeChange, FactChange,
 from ckptool.model.plans import Wrapper
 from ckptool.reports.canvas import Canvas
 from ckptool.reports.change_rows import change_listing, drift_listing, tree_listing
-from ckptool.reports.parts import MAX_SHOWN, TITLE_WIDTH, Lines, flow, foreign, line, say_rest, section_grid
+from ckptool.reports.parts import MAX_SHOWN, Lines, flow, foreign, line, say_rest, section_grid, stacked_bar
 from ckptool.reports.phrases import format_phrase, value_phrase
 from ckptool.reports.text import plural, shape_text
 
-_BAR_WIDTH = 60
 _MAX_TENSORS = 20
 _LONGEST_VALUE = 60
 _VERDICTS = {"same": "bold green", "different": "bold yellow", "unknown": "bold red"}
@@ -85,11 +84,7 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _sections(found: Comparison, canvas: Canvas) -> Iterator[str]:
-    grid = section_grid()
-    for title, draw in _SECTIONS.items():
-        lines = list(draw(found, canvas))
-        if lines:
-            grid.add_row(Text(title), Text("\n").join(lines))
+    grid = section_grid((title, draw(found, canvas)) for title, draw in _SECTIONS.items())
     if grid.row_count:
         yield canvas.draw(grid)
 
@@ -123,15 +118,10 @@ def _shares(found: Comparison) -> Iterator[_Share]:
 
 def _tensors(found: Comparison, canvas: Canvas) -> Lines:
     shares = [share for share in _shares(found) if share.tensors]
-    total = sum(share.tensors for share in shares)
-    room = max(min(canvas.width - TITLE_WIDTH - len(shares), _BAR_WIDTH), 10)
-    bar, legend = Text(), []
-    for share in shares:
-        mark = canvas.glyphs.bar if canvas.color else share.mark
-        bar.append(mark * max(round(room * share.tensors / total), 1), share.style)
-        legend.append(Text(f"{mark} {share.tensors:,} {share.name}", share.style))
-    yield bar
-    yield flow(legend, canvas, "  ")
+    marks = [canvas.glyphs.bar if canvas.color else share.mark for share in shares]
+    marked = list(zip(marks, shares, strict=True))
+    yield stacked_bar([(mark, share.tensors, share.style) for mark, share in marked], canvas)
+    yield flow([Text(f"{mark} {share.tensors:,} {share.name}", share.style) for mark, share in marked], canvas, "  ")
 
 
 def _names(found: Comparison, canvas: Canvas) -> Lines:

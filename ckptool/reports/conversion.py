@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.model.conversion import BESIDE, Conversion, Dropped
+from ckptool.reports.canvas import Canvas
 from ckptool.reports.text import plural, row, safe_text, size_text
 
 SCHEMA = "ckptool.convert/1"
-_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _SHOWN = 8  # how many items of a list the summary shows; the last line says how to see the rest
 
 
@@ -79,10 +79,9 @@ def _plain_lines(conversion: Conversion) -> Iterator[str]:
         yield row("digest", conversion.digest)
 
 
-def painted(conversion: Conversion, *, color: bool) -> str:
+def view(conversion: Conversion, canvas: Canvas) -> str:
     """Write one conversion for a person."""
-    lines = _summary_lines(conversion)
-    return "".join(f"\x1b[{_CODES[style]}m{line}\x1b[0m\n" if color and style else f"{line}\n" for style, line in lines)
+    return "".join(f"{canvas.paint(line, style)}\n" for style, line in _summary_lines(conversion))
 
 
 def _summary_lines(conversion: Conversion) -> Iterator[tuple[str, str]]:

@@ -26,14 +26,23 @@ from ckptool.model.training import Fact, Training
 from ckptool.model.values import GlobalUse
 from ckptool.reports.canvas import Canvas
 from ckptool.reports.listing import tensor_listing, tree_listing
-from ckptool.reports.parts import MAX_SHOWN, TITLE_WIDTH, Lines, flow, foreign, line, say_rest, section_grid
+from ckptool.reports.parts import (
+    MAX_SHOWN,
+    TITLE_WIDTH,
+    Lines,
+    flow,
+    foreign,
+    line,
+    say_rest,
+    section_grid,
+    stacked_bar,
+)
 from ckptool.reports.phrases import format_phrase, value_phrase
 from ckptool.reports.structure import structure_phrases
 from ckptool.reports.text import count_text, plural, safe_text, shape_text, size_text
 
 _MAX_VALUES = 16
 _SHORT_SETTING = 36
-_BAR_WIDTH = 60
 # Said by the wrapper's own line.
 _SAID_ELSEWHERE = frozenset({"wrapper-segments"})
 
@@ -83,9 +92,7 @@ def view(inspection: Inspection, canvas: Canvas) -> str:
 
 def refused_view(path: str, safety: Safety, canvas: Canvas) -> str:
     """Draw what the pickle of a file named before the file turned out to be unreadable."""
-    grid = section_grid()
-    grid.add_row(Text("Safety"), Text("\n").join([foreign(path, "bold"), *_judged(safety, canvas)]))
-    return canvas.draw(grid)
+    return canvas.draw(section_grid([("Safety", [foreign(path, "bold"), *_judged(safety, canvas)])]))
 
 
 def _head(inspection: Inspection, canvas: Canvas) -> Panel:
@@ -114,12 +121,7 @@ def _measure(summary: StateDictSummary) -> list[str]:
 
 
 def _sections(inspection: Inspection, canvas: Canvas) -> Table:
-    grid = section_grid()
-    for title, draw in _SECTIONS.items():
-        lines = list(draw(inspection, canvas))
-        if lines:
-            grid.add_row(Text(title), Text("\n").join(lines))
-    return grid
+    return section_grid((title, draw(inspection, canvas)) for title, draw in _SECTIONS.items())
 
 
 def _state_dicts(inspection: Inspection, canvas: Canvas) -> Lines:
@@ -142,10 +144,7 @@ def _shards(inspection: Inspection, canvas: Canvas) -> Lines:
 
 def _disk(inspection: Inspection, canvas: Canvas) -> Lines:
     groups = list(_present_groups(inspection.disk))
-    total = sum(nbytes for _, nbytes, _ in groups)
-    room = max(min(canvas.width - TITLE_WIDTH - len(groups), _BAR_WIDTH), 10)
-    bars = [(canvas.glyphs.bar * max(round(room * nbytes / total), 1), style) for _, nbytes, style in groups]
-    yield Text.assemble(*bars)
+    yield stacked_bar([(canvas.glyphs.bar, nbytes, style) for _, nbytes, style in groups], canvas)
     yield flow([Text(f"{name} {size_text(nbytes)}", style) for name, nbytes, style in groups], canvas)
 
 

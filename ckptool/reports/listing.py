@@ -106,11 +106,8 @@ def _branch(node: ModuleNode, lead: str, below: str, canvas: Canvas) -> Iterator
     yield canvas.paint(lead, "dim") + canvas.paint(name + repeated, "bold") + "  " + canvas.paint(contents, "dim")
     if only_tensors:
         return
-    glyphs = canvas.glyphs
-    for child in node.children:
-        last = child is node.children[-1]
-        joint, trunk = (glyphs.corner, "   ") if last else (glyphs.branch, glyphs.trunk)
-        yield from _branch(child, below + joint, below + trunk, canvas)
+    for branch in canvas.branches(node.children, below):
+        yield from _branch(*branch, canvas)
 
 
 def _is_leaf(node: ModuleNode) -> bool:

@@ -19,7 +19,7 @@ from ckptool.verification.sizes import USUAL, position_size, usual_sizes
 from ckptool.verification.trial import ONLY, Settled
 
 _CROP, _CROPPED_SIDE = 0.875, 128  # the usual 256 to 224; smaller images are used whole
-_PICTURE_CHANNELS = (1, 3, 4)
+PICTURE_CHANNELS = (1, 3, 4)
 
 Size = tuple[int, int]
 
@@ -136,7 +136,7 @@ def battery(form: ImageForm, count: int, seed: int) -> Rows:
 def sample_images(feeding: Feeding) -> tuple[Callable[[ImageForm], Rows], list[str], bool]:
     """Give what makes images of a form, their names, and whether sample photos are among them: up to half are."""
     count, seed = feeding.count, feeding.options.seed
-    photos = sample_photos()[: count // 2] if _channels(feeding)[0] in _PICTURE_CHANNELS else ()
+    photos = sample_photos()[: count // 2] if _channels(feeding)[0] in PICTURE_CHANNELS else ()
     names = [*(path.name for path in photos), *(name_image(place) for place in range(count - len(photos)))]
 
     def make(form: ImageForm) -> Rows:

@@ -15,14 +15,13 @@ from ckptool.loading.built import Modality
 from ckptool.verification.battery import power_noise
 from ckptool.verification.images import Pictures, find_pictures
 from ckptool.verification.input_set import Feeding, InputSet, Kind
-from ckptool.verification.inputs_images import image_form, sample_images
+from ckptool.verification.inputs_images import PICTURE_CHANNELS, image_form, sample_images
 from ckptool.verification.rows import Drawn, Rows, Stacked
 from ckptool.verification.texts import random_ids
 from ckptool.verification.trial import Settled, name_arguments
 
 _IDS = re.compile(r"(^|_)(ids?|tokens?|idx|index|indices)$")
 _MASK = re.compile(r"mask$")
-_PICTURE_CHANNELS = (1, 3, 4)
 _LEAST_SIDE = 4  # of what is taken for an image
 
 Shape = tuple[int, ...]
@@ -66,7 +65,7 @@ def _settle(feeding: Feeding, shapes: Mapping[str, Shape]) -> InputSet:
 
 
 def _is_image(name: str, shape: Shape) -> bool:
-    return len(shape) == 3 and shape[0] in _PICTURE_CHANNELS and min(shape[1:]) >= _LEAST_SIDE and not _IDS.search(name)
+    return len(shape) == 3 and shape[0] in PICTURE_CHANNELS and min(shape[1:]) >= _LEAST_SIDE and not _IDS.search(name)
 
 
 def _images(feeding: Feeding, shape: Shape) -> _Images:
