@@ -305,6 +305,20 @@ def test_names_can_be_given(run, tmp_path):
     assert names("--map", tmp_path / "map.json") == {"x"}
 
 
+def test_what_was_asked_for_names_and_changes_nothing_is_told(run, tmp_path):
+    torch.save({"module.a.weight": torch.ones(2), "module.module_list.0": torch.ones(2)}, tmp_path / "in.pt")
+    options = ("--rename", "s/^a/b/", "--rename", "s/^bb/c/", "--keep", "modul", "--keep", "module_list")
+    ran = run("strip-prefixes", tmp_path / "in.pt", tmp_path / "out.pt", *options)
+    assert ran.status == 0, ran.err
+    assert list(load(tmp_path / "out.pt")) == ["b.weight", "module_list.0"]
+    assert 'no clean name is changed by --rename "s/^bb/c/"' in ran.err
+    assert 'no key has the segment "modul" of --keep' in ran.err
+    assert "s/^a/b/" not in ran.err
+    ran = run("strip-prefixes", tmp_path / "in.pt", tmp_path / "no.pt", "--exclude", "*")
+    assert (ran.status, (tmp_path / "no.pt").exists()) == (2, False)
+    assert "--exclude" in ran.err
+
+
 def test_dry_run_prints_a_map_that_map_reads(run, tmp_path):
     ran = run("strip-prefixes", DIGITS, "--dry-run", "--json")
     assert ran.status == 0, ran.err

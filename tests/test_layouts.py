@@ -141,7 +141,13 @@ REFUSALS = [
         "empty target",
         ["a.w", "b"],
         {"mapping": {"b": ""}},
-        '"b -> ": the name would have an empty segment; correct --rename or --map',
+        '"b -> ": the name would have an empty segment; correct --rename, --map or --add-prefix',
+    ),
+    (
+        "prefix of nothing",
+        ["net.a", "head.b"],
+        {"prefix": "ned"},
+        'no key lies below "ned": --prefix takes one of "net", "head", or a path below',
     ),
     ("nothing included", ["a"], {"include": ("z*",)}, 'no clean name matches --include "z*": see --tensors'),
     (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from operator import ne
@@ -10,14 +9,13 @@ from operator import ne
 from ckptool.errors import PlanRefused
 from ckptool.layouts.distributed import holds_opaque, is_shard, share_text
 from ckptool.layouts.draft import Draft
+from ckptool.layouts.explicit_names import apply_explicit_names, filter_names
 from ckptool.layouts.reference import follow_reference
-from ckptool.layouts.rename import renamed
 from ckptool.layouts.roots import strip_roots, take_side_keys
 from ckptool.layouts.segments import (
     FLAT_LEAVES,
     PRIVATE_SEGMENTS,
     Names,
-    any_glob,
     quoted,
     removable_segments,
     without,
@@ -38,8 +36,9 @@ def plan_keys(state_dict: StateDict, producer: Producer, options: KeyOptions = D
     _refuse_bad_names(Names([key for key in draft.names if key not in mapping]) if mapping else draft.listing)
     _refuse_shards(draft, keep_prefixes=options.keep_prefixes)
     _clean_names(draft, options)
-    _filter_names(draft, options)
-    _apply_explicit_names(draft, options)
+    _note_idle_keep(draft, options.keep)
+    filter_names(draft, options)
+    apply_explicit_names(draft, options)
     _refuse_collisions(draft)
     return finish(draft)
 
@@ -55,6 +54,13 @@ def _clean_names(draft: Draft, options: KeyOptions) -> None:
         _strip_prefix(draft, options.prefix, options.keep)
     else:
         _clean_by_evidence(draft, options)
+
+
+def _note_idle_keep(draft: Draft, keep: Iterable[str]) -> None:
+    """Say which protected segments no key has: a typing error would strip what was meant to stay."""
+    idle = [segment for segment in keep if not any(f".{segment}." in f".{key}" for key in draft.entries)]
+    if idle:
+        draft.note("keep-unmatched", f"no key has the segment {quoted(idle)} of --keep")
 
 
 def _keep_names(draft: Draft, options: KeyOptions) -> None:
@@ -197,83 +203,15 @@ def _refuse_partial_prefix(draft: Draft, path: str) -> None:
     :raises PlanRefused: a key does not have it.
     """
     outside, total = draft.outside(path), len(draft.names)
+    if len(outside) == total:
+        groups = quoted(draft.roots, 8)
+        raise PlanRefused("not-found", f'no key lies below "{path}": --prefix takes one of {groups}, or a path below')
     if outside:
         raise PlanRefused(
             "partial-prefix",
             f'only {total - len(outside)} of {total} keys start with "{path}.", not {quoted(outside)}: '
             f"--select {path} would drop the others",
         )
-
-
-def _filter_names(draft: Draft, options: KeyOptions) -> None:
-    """Keep what ``--include`` asks for and drop what ``--exclude`` names, by clean name.
-
-    :raises PlanRefused: nothing is included.
-    """
-    if options.include:
-        wanted = any_glob(options.include)
-        draft.drop([key for key, name in draft.names.items() if not wanted(name)], "not in --include")
-        if not draft.names:
-            raise PlanRefused("not-found", f"no clean name matches --include {quoted(options.include)}: see --tensors")
-    if options.exclude:
-        unwanted = any_glob(options.exclude)
-        gone = [key for key, name in draft.names.items() if unwanted(name)]
-        draft.drop(gone, f"--exclude {' '.join(options.exclude)}")
-        if not gone:
-            draft.note("exclude-unmatched", f"no clean name matches --exclude {quoted(options.exclude)}")
-
-
-def _apply_explicit_names(draft: Draft, options: KeyOptions) -> None:
-    """Rename as the user says: substitutions, then the map (by source key or clean name), then a prefix.
-
-    :raises PlanRefused: a substitution or the map cannot be carried out.
-    """
-    if options.rename:
-        draft.names = _rename_all(draft, options.rename)
-    if options.mapping:
-        _refuse_unknown_names(draft, list(options.mapping))
-        targets = {key: options.mapping.get(key, options.mapping.get(name, name)) for key, name in draft.names.items()}
-        draft.drop([key for key, target in targets.items() if target is None], "--map says so")
-        draft.names = {key: target for key, target in targets.items() if target is not None}
-    added = f"{options.add_prefix.rstrip('.')}." if options.add_prefix else ""
-    if added:
-        draft.names = {key: added + name for key, name in draft.names.items()}
-    draft.rule = replace(draft.rule, rename=options.rename, mapping=options.mapping or {}, added=added)
-    if options.rename or options.mapping or added:
-        _refuse_bad_targets(draft)
-
-
-def _rename_all(draft: Draft, rename: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    """Apply the substitutions to all names.
-
-    :raises PlanRefused: a pattern or replacement is no regular expression.
-    """
-    try:
-        return {key: renamed(name, rename) for key, name in draft.names.items()}
-    except (re.error, IndexError, OverflowError, RecursionError) as error:
-        written = quoted([f"s/{pattern}/{replacement}/" for pattern, replacement in rename])
-        raise PlanRefused("bad-map", f"--rename {written} is no regular expression ({error}): correct it") from error
-
-
-def _refuse_unknown_names(draft: Draft, names: list[str]) -> None:
-    """Refuse a map that names keys which are not there.
-
-    :raises PlanRefused: there is one.
-    """
-    known = {*draft.entries, *draft.names.values()}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise PlanRefused("bad-map", f"--map names {quoted(unknown)}, which the state dict does not hold: correct it")
-
-
-def _refuse_bad_targets(draft: Draft) -> None:
-    """Refuse explicit names that are empty or have an empty segment.
-
-    :raises PlanRefused: there is one.
-    """
-    bad = [f"{key} -> {name}" for key, name in draft.names.items() if not all(name.split("."))]
-    if bad:
-        raise PlanRefused("bad-map", f"{quoted(bad)}: the name would have an empty segment; correct --rename or --map")
 
 
 def _refuse_collisions(draft: Draft) -> None:

@@ -224,7 +224,8 @@ def _left_behind(checkpoint: Checkpoint, output: ShardedOutput | None, options: 
 def _guard(checkpoint: Checkpoint, copy: PlannedCopy, options: ConvertOptions) -> None:
     """Refuse what would surprise: nothing to write, an output many times the input, a rewrite in place that loses."""
     if not copy.specs and not copy.opaque:
-        raise PlanRefused("no-weights", f"{checkpoint.path}: no tensor is left to write; see what --include asks for")
+        reason = "no tensor is left to write; see what --include, --exclude and --map ask for"
+        raise PlanRefused("no-weights", f"{checkpoint.path}: {reason}")
     planned = copy.nbytes
     held = max(checkpoint.file_bytes, sum(storage.nbytes for storage in checkpoint.storages))
     if planned > max(_MAX_GROWTH * held, _ALWAYS_ALLOWED_BYTES) and not options.force:
