@@ -242,6 +242,18 @@ def test_hostile_pickles(tmp_path: Path) -> None:
     assert rows["E13 hooks"]["verify"]["status"] == 1
 
 
+def test_a_finder_of_attributes_in_other_hands_is_no_sound_file(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A5: what calls it is on no list, and never needs to be."""
+    stream = state_dict(
+        lambda s: s.name("some.lib", "starmap").mark().name("__builtin__", "getattr").raw(b"](").name("cfg", "Mode")
+        .text("__globals__").raw(b"\x86etR")
+    )  # fmt: skip
+    (tmp_path / "in.pt").write_bytes(in_archive(stream))
+    ran = run("verify", tmp_path / "in.pt")
+    assert ran.status == 1
+    assert "__builtin__.getattr" in ran.out
+
+
 def test_many_views_of_one_storage_are_not_written_out_unasked(run: Callable[..., Any], tmp_path: Path) -> None:
     """E19."""
     base = torch.arange(250_000.0)

@@ -243,7 +243,12 @@ DANGEROUS = [
     ("functools", "reduce"), ("pickle", "loads"), ("_pickle", "loads"), ("cPickle", "loads"), ("torch", "load"),
     ("torch.storage", "_load_from_bytes"), ("joblib", "load"), ("numpy", "load"), ("commands", "getoutput"),
     ("httplib", "HTTPSConnection"), ("types", "CodeType"), ("runpy", "_run_code"), ("bdb", "Bdb.run"),
-    ("pathlib", "os.system"),
+    ("pathlib", "os.system"), ("torch", "hub.load"), ("torch", "serialization.load"),
+    ("torch.serialization", "io.open"),
+    ("numpy", "testing._private.utils.runstring"), ("_operator", "attrgetter"), ("_functools", "reduce"),
+    ("_imp", "create_dynamic"), ("_socket", "socket"), ("_io", "open"), ("pathlib", "Path.write_text"),
+    ("uuid", "_get_command_stdout"), ("logging", "FileHandler"), ("torch._dynamo.guards", "GuardBuilder.get"),
+    ("torch._inductor.codecache", "compile_file"), ("unittest.mock", "_importer"), ("itertools", "starmap"),
 ]  # fmt: skip
 
 
@@ -321,6 +326,47 @@ def test_a_member_of_an_enumeration_is_no_danger(owner: tuple[str, str], member:
     found = severities(stream)
     assert max(found.values(), key=("safe", "info", "unknown", "dangerous").index) == worst
     assert f"{'.'.join(owner)}.{member}" in found or worst == "dangerous"
+
+
+@pytest.mark.parametrize("name", ["Split.test", "Lang.code"])
+def test_what_is_only_called_like_a_module_is_no_danger(name: str) -> None:
+    assert severities(Pickle(4).stack_name("cfg", name).stop()) == {f"cfg.{name}": "unknown"}
+
+
+GETATTR = Pickle(None).text("builtins").text("getattr").raw(b"\x93").data
+MODE = Pickle(None).text("cfg").text("Mode").raw(b"\x93").data
+MEMBER = Pickle(None).raw(GETATTR + MODE).text("fast").raw(b"\x86R").data
+HIDING = {
+    "given to a call": Pickle(4).stack_name("lib", "starmap").raw(GETATTR + b"](" + MODE).text("x").raw(b"\x86e\x86R"),
+    "given to it later": Pickle(4).stack_name("lib", "starmap").raw(b"]q\x07\x85R0h\x07" + GETATTR + b"a"),
+    "given to it and thrown away": Pickle(4).stack_name("lib", "partial").raw(GETATTR + b"\x85R0N"),
+    "a state": Pickle(4).stack_name("lib", "Thing").raw(b")\x81" + GETATTR + b"b0N"),
+    "an item": Pickle(4).stack_name("copyreg", "_reconstructor").raw(MODE + MODE + b"](" + GETATTR + b"e\x87R0N"),
+    "a value": Pickle(4).raw(b"}").text("x").raw(GETATTR + b"s"),
+    "the root": Pickle(4).raw(GETATTR),
+    "what it found has its attributes set": Pickle(4).raw(MEMBER).value({"x": 1}).build(),
+    "what it found is a mapping to be changed": Pickle(4).raw(MEMBER).text("x").text("y").raw(b"s"),
+    "what it found is a list to be changed": Pickle(4).raw(MEMBER).text("x").raw(b"a"),
+}
+
+
+@pytest.mark.parametrize("stream", HIDING.values(), ids=HIDING)
+def test_what_finds_attributes_is_no_data(stream: Pickle) -> None:
+    """Whoever calls it calls it with names that the pickle may have computed."""
+    assert severities(Pickle(4).raw(MEMBER).stop())["builtins.getattr"] == "info"
+    assert severities(stream.stop())["builtins.getattr"] == "dangerous"
+    with pytest.raises(UnreadableCheckpoint) as refused:
+        read(stream.raw(b"0\xff").stop())
+    is_called = stream is not HIDING["a value"] and stream is not HIDING["the root"]
+    found = {use.ref.full_name: use.ref.severity for use in refused.value.globals}
+    assert found["builtins.getattr"] == ("dangerous" if is_called else "info")
+
+
+def test_what_a_call_gave_is_not_called_by_what_rebuilds_tensors() -> None:
+    stream = Pickle(4).stack_name("torch._tensor", "_rebuild_from_type_v2").mark().raw(MEMBER)
+    stream.stack_name("torch", "Tensor").value(("x",)).none().raw(b"tR")
+    assert severities(stream.stop())["<computed>.<computed>"] == "dangerous"
+    assert "computed-call" in codes(stream.stop())
 
 
 def test_computed_names() -> None:

@@ -162,10 +162,13 @@ def _run(machine: Machine) -> Unpickled:
     try:
         stopped = machine.execute()
         check_tree(stopped.value, machine.reading)
+        machine.judge_resolvers([stopped.value])
     except UnreadableCheckpoint as error:
+        machine.judge_resolvers([])
         error.globals = machine.reading.log.uses()
         raise
     except (Malformed, IndexError, struct.error) as error:
+        machine.judge_resolvers([])
         refusal = machine.explain(error)
         refusal.globals = machine.reading.log.uses()
         raise refusal from None

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from ckptool.formats.pickle import arrays, literals, plain, severity, shortcut, tensors
 from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped, unpack_uint4
 from ckptool.formats.pickle.reading import (
+    DYNAMIC,
     Draft,
     Handler,
     LoadBytes,
@@ -23,6 +24,7 @@ from ckptool.formats.pickle.reading import (
     StorageType,
     Truncated,
 )
+from ckptool.formats.pickle.tree import holds
 from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, TensorSpec
 
 _HANDLERS: dict[tuple[str, str], Handler] = {**plain.HANDLERS, **tensors.HANDLERS, **arrays.HANDLERS}
@@ -45,7 +47,6 @@ _unpack_int4 = INT4.unpack_from
 _GETATTR = ("builtins", "getattr")
 _LOAD_BYTES = ("torch.storage", "_load_from_bytes")
 _INVALID = GlobalRef("<invalid>", "<invalid>", "dangerous")
-_DYNAMIC = GlobalRef("<computed>", "<computed>", "dangerous")
 _NOTHING = GlobalRef("", "", "safe")
 _EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
 
@@ -82,6 +83,23 @@ class Machine(Engine):
         :raises Malformed: the bytes are no pickle.
         """
         return self.run({code: method.__get__(self) for code, method in _OPCODES.items()})
+
+    def judge_resolvers(self, values: list[Any]) -> None:
+        """Rate what finds attributes by what became of it, which only the end shows.
+
+        Called at once, for a member of a class, it is harmless. Given to something that calls it later, with names
+        that nobody has seen, it finds everything; and what it found may be a part of the program, to be changed.
+        """
+        resolvers = {
+            id(ref): ref for (module, name), ref in self._names.items() if severity.normalise(module, name) == _GETATTR
+        }
+        if not resolvers:
+            return
+        stubs = self.reading.stubs
+        changed = any(_is_changed(stub) for stub in stubs if id(stub.ref) in resolvers)
+        if changed or holds([*values, *stubs], resolvers):
+            for ref in resolvers.values():
+                self.reading.log.record(GlobalRef(ref.module, ref.name, "dangerous"), self.reading.label, called=True)
 
     # Control
 
@@ -388,7 +406,7 @@ class Machine(Engine):
             self.stack.append(self._refer(module, name, position - 1))
         else:
             self.reading.note("computed-name", "computes the name of what it asks for")
-            self.stack.append(self._introduce(_DYNAMIC, position - 1))
+            self.stack.append(self._introduce(DYNAMIC, position - 1))
         return position
 
     def _refer(self, module: str, name: str, position: int) -> Any:
@@ -449,9 +467,8 @@ class Machine(Engine):
             return call
         if type(function) is not Stub:
             raise Malformed("calls something that is no function")
-        self.reading.log.record(_DYNAMIC, self.where(position), called=True)
-        self.reading.note("computed-call", "calls what another call gave it")
-        return lambda args: self.reading.stub(_DYNAMIC, (function, *args))
+        self.reading.note_computed_call(self.where(position))
+        return lambda args: self.reading.stub(DYNAMIC, (function, *args))
 
     def _inst(self, position: int) -> int:
         start = position
@@ -592,6 +609,10 @@ def _keep_call(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
 
 def _is_class(value: Any) -> TypeGuard[GlobalRef]:
     return type(value) is GlobalRef and severity.is_class_name(value.name) and value.severity != "dangerous"
+
+
+def _is_changed(stub: Stub) -> bool:
+    return stub.state is not None or bool(stub.items or stub.pairs)
 
 
 def _get_nested(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:

@@ -88,11 +88,11 @@ def _reconstruct(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any
     kind, _, base = args
     if type(base) is DictNode:
         reading.charge(len(base.pairs))
-        return Stub(kind, pairs=list(base.pairs))
+        return reading.keep(Stub(kind, pairs=list(base.pairs)))
     if type(base) is list:
         reading.charge(len(base))
-        return Stub(kind, items=list(base))
-    return Stub(kind, () if base is None else (base,))
+        return reading.keep(Stub(kind, items=list(base)))
+    return reading.stub(kind, () if base is None else (base,))
 
 
 def _make_object(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:

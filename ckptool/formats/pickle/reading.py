@@ -52,6 +52,7 @@ LoadStorages = Callable[
 LoadNamed = Callable[[str], Any]
 LoadBytes = Callable[[bytes], Any]
 
+DYNAMIC = GlobalRef("<computed>", "<computed>", "dangerous")
 _WORST_FIRST = {"dangerous": 0, "unknown": 1, "info": 2, "safe": 3}
 
 
@@ -86,16 +87,22 @@ class GlobalLog:
 class Reading:
     """Accompany one pickle: ``label`` names it, ``log`` outlives it."""
 
-    __slots__ = ("_copies_left", "label", "log")
+    __slots__ = ("_copies_left", "label", "log", "stubs")
 
     def __init__(self, label: str, log: GlobalLog, nbytes: int) -> None:
         self.label = label
         self.log = log
+        self.stubs: list[Stub] = []  # all that were ever made: what is thrown away has been called before
         self._copies_left = limits.COPIES + 2 * nbytes
 
     def note(self, code: str, text: str) -> None:
         """Record what is odd about this pickle."""
         self.log.note(code, f"{self.label}: {text}")
+
+    def note_computed_call(self, where: str) -> None:
+        """Record that something is called which has no name in the pickle."""
+        self.log.record(DYNAMIC, where, called=True)
+        self.note("computed-call", "calls what another call gave it")
 
     def charge(self, elements: int) -> None:
         """Count elements copied out of a value that a pickle may use any number of times."""
@@ -106,7 +113,12 @@ class Reading:
     def stub(self, ref: GlobalRef, args: tuple[Any, ...], kwargs: Any = None) -> Stub:
         """Keep a call as data."""
         self.charge(len(args))
-        return Stub(ref, args, kwargs)
+        return self.keep(Stub(ref, args, kwargs))
+
+    def keep(self, stub: Stub) -> Stub:
+        """Remember a call until the end of the pickle."""
+        self.stubs.append(stub)
+        return stub
 
     def misfit(self, ref: GlobalRef, args: tuple[Any, ...]) -> Stub:
         """Keep the call of a known name with arguments that no writer gives it: data, and not to be trusted."""

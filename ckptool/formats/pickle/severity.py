@@ -16,46 +16,66 @@ _RENAMED = (
     ("torch.distributed._tensor.", "torch.distributed.tensor."),
 )
 
+# And classes, of which one may make objects, and whose methods nobody may call.
 DANGEROUS_MODULES = frozenset(
     """
-    _aix_support _bootsubprocess _osx_support _pickle _posixsubprocess _pyrepl _thread aiohttp
-    asyncio bdb cProfile cgitb cloudpickle code codeop commands ctypes _ctypes dill distutils
-    doctest ensurepip fileinput ftplib http httplib httpx idlelib imaplib imp importlib inspect joblib lib2to3
-    linecache logging.config marshal multiprocessing nt ntpath numpy.distutils numpy.f2py numpy.testing os pdb pickle
-    pickletools pip pkgutil platform poplib popen2 posix posixpath profile pty pydoc requests runpy
-    setuptools shelve shutil signal site smtplib socket socketserver sqlite3 ssl subprocess sys tarfile telnetlib
-    tempfile test threading timeit torch.fx torch.hub torch.jit torch.multiprocessing
-    torch.package torch.utils._config_module torch.utils.bottleneck torch.utils.cpp_extension
-    torch.utils.data.datapipes torch_utils.persistence trace turtle urllib urllib2 urllib3 uu venv
-    webbrowser winreg xmlrpc zipapp zipfile zipimport cPickle
+    _aix_support _bootsubprocess _frozen_importlib _frozen_importlib_external _interpreters _osx_support
+    _posixsubprocess _pyio _pyrepl _thread _winapi _xxsubinterpreters aiohttp antigravity asynchat asyncio asyncore
+    atexit bdb cPickle cProfile cgitb cloudpickle code codeop commands compileall concurrent ctypes dill distutils
+    doctest ensurepip fileinput ftplib gc glob http httplib httpx idlelib imaplib imp importlib inspect joblib
+    lib2to3 linecache logging.config logging.handlers mailcap marshal mmap multiprocessing nntplib nt ntpath
+    numpy.distutils numpy.f2py numpy.testing os pathlib.Path pathlib.PosixPath pathlib.WindowsPath
+    pathlib._local.Path pathlib._local.PosixPath pathlib._local.WindowsPath pdb pexpect pickle pickletools pip pipes
+    pkgutil platform popen2 poplib posix posixpath profile pty py_compile pydoc requests runpy select selectors
+    setuptools shelve shutil signal site smtpd smtplib socket socketserver sqlite3 ssl subprocess sys syslog tarfile
+    telnetlib tempfile test threading timeit torch._dynamo.guards torch._inductor torch.fx torch.hub torch.jit
+    torch.multiprocessing torch.package torch.utils._config_module torch.utils.bottleneck
+    torch.utils.cpp_extension torch.utils.data.datapipes torch_utils.persistence trace turtle unittest urllib
+    urllib2 urllib3 uu venv webbrowser winreg wsgiref xmlrpc zipapp zipfile zipimport
     """.split()  # noqa: SIM905 - read as a table
 )
 _BUILTINS = frozenset(
     """
-    __import__ apply breakpoint compile delattr dir eval exec execfile file globals help input locals map
-    memoryview open raw_input reload setattr vars
+    __import__ apply breakpoint compile delattr dir eval exec execfile file filter globals help input locals map
+    memoryview next open raw_input reload setattr vars
     """.split()  # noqa: SIM905 - read as a table
 )
 DANGEROUS_NAMES = {
     "builtins": _BUILTINS,
+    "bz2": frozenset({"BZ2File", "open"}),
     "codecs": frozenset({"open", "lookup", "decode"}),
+    "copy": frozenset({"_reconstruct"}),
+    "dataclasses": frozenset({"_create_fn"}),
     # Not partial: configurations keep functions in it, and what it would call is named, and rated, beside it.
     "functools": frozenset({"partialmethod", "reduce"}),
+    "gzip": frozenset({"GzipFile", "open"}),
+    "hydra.utils": frozenset({"call", "get_class", "get_method", "get_object", "instantiate"}),
     "io": frozenset({"FileIO", "open", "open_code"}),
-    "_io": frozenset({"FileIO", "open", "open_code"}),
+    # They call what they are given for every item, as map does.
+    "itertools": frozenset({"accumulate", "dropwhile", "filterfalse", "groupby", "starmap", "takewhile"}),
+    "logging": frozenset({"FileHandler"}),
+    "lzma": frozenset({"LZMAFile", "open"}),
     "numpy": frozenset({"load", "loads", "memmap", "fromfile", "save"}),
+    "numpy.ctypeslib": frozenset({"load_library"}),
     "operator": frozenset({"attrgetter", "call", "itemgetter", "methodcaller"}),
-    "pandas": frozenset({"read_pickle"}),
+    "pandas": frozenset({"eval", "read_pickle"}),
+    "string": frozenset({"Formatter"}),
     "torch": frozenset({"compile", "load", "save"}),
+    "torch.ops": frozenset({"load_library"}),
     "torch.serialization": frozenset({"load", "save"}),
     "torch.storage": frozenset({"_load_from_bytes"}),
     "torch.utils.collect_env": frozenset({"run"}),
     "types": frozenset({"CodeType", "FunctionType", "MethodType", "ModuleType"}),
+    "typing": frozenset({"_eval_type", "get_type_hints"}),
+    "typing.ForwardRef": frozenset({"_evaluate"}),
+    "uuid": frozenset({"_get_command_stdout"}),
+    "weakref": frozenset({"finalize"}),
+    "yaml": frozenset({"full_load", "load", "load_all", "unsafe_load", "unsafe_load_all"}),
 }
 
 # Classes that only hold data, as frameworks put them into checkpoints.
 FRIENDLY_CLASSES = {
-    "builtins": frozenset({"getattr"}),  # no class: finds one in a class; any other call of it is recorded as dangerous
+    "builtins": frozenset({"getattr"}),  # no class: finds one in a class; any other use of it is recorded as dangerous
     "argparse": frozenset({"Namespace"}),
     "collections": frozenset({"deque", "UserDict", "UserList"}),
     "datetime": frozenset({"date", "datetime", "time", "timedelta", "timezone"}),
@@ -122,12 +142,22 @@ def _prefixes(dotted: str) -> list[str]:
 
 
 def _is_dangerous(module: str, name: str) -> bool:
-    if any(prefix in DANGEROUS_MODULES for prefix in _prefixes(module)):
+    walked = name.split(".")
+    if len(walked) > 1 and any(part.startswith("__") for part in walked):
         return True
-    if name.split(".")[0] in DANGEROUS_NAMES.get(module, ()):
-        return True
-    # A dotted name walks through attributes, and most modules have "os" or "sys" among theirs.
-    return "." in name and any(part in DANGEROUS_MODULES or part.startswith("__") for part in name.split("."))
+    # A dotted name walks through attributes, and most modules have others among theirs: ``io.open``, from wherever.
+    inner = (".".join(walked[start:]) for start in range(len(walked) - 1))
+    return any(_leads_to_danger(path) for path in (f"{module}.{name}", *inner))
+
+
+def _leads_to_danger(path: str) -> bool:
+    # The part of a module that is written in C has its name behind an underscore: ``_operator``, ``_socket``.
+    for spelled in (path, path.removeprefix("_")):
+        parts = spelled.split(".")
+        for owner, found in zip(_prefixes(spelled), parts[1:], strict=False):
+            if owner in DANGEROUS_MODULES or found in DANGEROUS_NAMES.get(owner, ()):
+                return True
+    return False
 
 
 def _is_friendly(module: str, name: str) -> bool:

@@ -144,6 +144,8 @@ _PLAIN = {("torch", "Tensor"): False, ("torch.nn.parameter", "Parameter"): True}
 def _rebuild_from_type(reading: Reading, ref: GlobalRef, args: tuple[Any, ...]) -> Any:
     """Read a tensor with attributes or of a subclass; only a rebuild function may make what is inside."""
     function, kind, inner, state = arguments(args, 4, 4)
+    if type(function) is Stub:
+        reading.note_computed_call(reading.label)
     if type(function) is not GlobalRef or type(kind) is not GlobalRef or type(inner) is not tuple:
         return reading.misfit(ref, args)
     rebuild = REBUILDERS.get((function.module, function.name))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 from ckptool.formats.pickle import limits
 from ckptool.formats.pickle.reading import BareStorage, Draft, Malformed, PickledStorage, Reading
-from ckptool.model.values import DictNode, OpaqueTensor, SetNode, Stub
+from ckptool.model.values import DictNode, OpaqueTensor, SetNode, Stub, children
 
 _CONTAINERS = frozenset({list, tuple, DictNode, SetNode, OpaqueTensor, Stub, Draft})
 _LOOKED_AT = _CONTAINERS | {str, bytes}
@@ -45,6 +45,19 @@ def check_tree(root: Any, reading: Reading) -> None:
         else:
             _grow(tallest, height)
     return None
+
+
+def holds(roots: Iterable[Any], wanted: Collection[int]) -> bool:
+    """Tell whether a value of one of these identities is anywhere among some values, or is one of them."""
+    pending, seen = list(roots), set[int]()
+    while pending:
+        value = pending.pop()
+        if id(value) in wanted:
+            return True
+        if type(value) in _CONTAINERS and id(value) not in seen:
+            seen.add(id(value))
+            pending.extend(child for _, child in children(value))
+    return False
 
 
 def _grow(tallest: list[int], height: int) -> None:
