@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from support.strict_json import strictly
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from ckptool.formats import open_checkpoint
 from ckptool.loading.architecture_index import build_index
@@ -342,6 +343,71 @@ def test_recurrent_networks_are_told_apart(kind: type[nn.Module]) -> None:
     structure = previewed([(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()]).structure
     assert [stage[:4] for stage in structure.stages] == [("rnn", 3, kind.__name__, 20)]
     assert structure.kind == kind.__name__
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "kind"),
+    [
+        ("timm:regnety_002", [1, 1, 4, 7], "Bottleneck"),
+        ("timm:nfnet_f0", [1, 2, 6, 3], "convolutional block"),
+        ("timm:resmlp_12_224", [12], "convolutional block"),
+        ("transformers:Wav2Vec2BertModel", [24], "transformer block"),
+        ("transformers:MobileBertModel", [24], "transformer block"),
+    ],
+)
+def test_layers_of_a_block_are_no_blocks(name: str, blocks: list[int], kind: str) -> None:
+    structure = previewed(tensors_of(name)).structure
+    assert ([stage.blocks for stage in structure.stages], structure.kind) == (blocks, kind)
+
+
+def double(before: int, after: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(before, after, 3), nn.BatchNorm2d(after), nn.ReLU(), nn.Conv2d(after, after, 3))
+
+
+def named(**modules: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict(modules)
+
+
+def previewed_network(network: nn.Module) -> Architecture:
+    return previewed([(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()])
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [
+        (named(inc=double(1, 8), down1=double(8, 16), down2=double(16, 32), c1=double(32, 16)), "convolutional block"),
+        (named(rest=nn.ModuleList([double(8, 8), double(8, 8)])), "BasicBlock"),
+        (named(cell=nn.LSTMCell(10, 20), head=nn.Linear(20, 3)), "LSTM"),
+        (named(inputs=nn.Linear(9, 8), mix=nn.MultiheadAttention(8, 2), head=nn.Linear(8, 3)), None),
+        (named(conv=parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), head=nn.Linear(8, 3)), None),
+    ],
+)
+def test_a_kind_is_named_only_where_all_weights_are_of_it(network: nn.Module, kind: str | None) -> None:
+    structure = previewed_network(network).structure
+    assert structure.kind == kind
+    assert (structure.depth is None) == (kind is None)
+
+
+@pytest.mark.parametrize(
+    ("network", "first", "last", "channels"),
+    [
+        (named(a=nn.Conv2d(3, 8, 3), b=nn.ConvTranspose2d(8, 2, 3)), (3, 8), (8, 2), 3),
+        (named(a=nn.ConvTranspose2d(100, 16, 4), b=nn.ConvTranspose2d(16, 3, 4)), (100, 16), (16, 3), None),
+        (named(cell=nn.LSTMCell(10, 20), head=nn.Linear(20, 3)), None, (20, 3), None),
+        (named(inputs=nn.Linear(10, 20), rnn=nn.GRU(20, 7)), (10, 20), None, None),
+    ],
+)
+def test_the_ends_are_told_the_right_way_round(
+    network: nn.Module, first: tuple[int, int] | None, last: tuple[int, int] | None, channels: int | None
+) -> None:
+    found = previewed_network(network)
+    ends = [layer and (layer.inputs, layer.outputs) for layer in (found.first, found.last)]
+    assert (*ends, found.input_channels) == (first, last, channels)
+
+
+def test_transposed_convolutions_without_biases_read_no_channels() -> None:
+    network = nn.Sequential(nn.ConvTranspose2d(100, 16, 4, bias=False), nn.ConvTranspose2d(16, 3, 4, bias=False))
+    assert previewed_network(network).input_channels is None
 
 
 # Through the command line.

@@ -32,14 +32,14 @@ def preview(rows: Sequence[TensorRow], in_order: bool) -> Architecture | None:
     kinds, through = _layers(rows)
     if not through:
         return None
-    first = through[0] if in_order else _only(_unfed(through))
-    last = through[-1] if in_order else _only(_heads(through))
+    first = _at_end(rows, through[0]) if in_order else _only(_unfed(through))
+    last = _at_end(rows[::-1], through[-1]) if in_order else _only(_heads(through))
     return Architecture(
         layers=dict(Counter(kinds)),
         first=first,
         last=last,
         widths=tuple(dict.fromkeys(layer.outputs for layer in through[:-1])) if in_order else (),
-        input_channels=first.inputs if first and _reads_channels(first) else None,
+        input_channels=first.inputs if first and _reads_channels(first, through) else None,
         classes=_classes(first, last, through, in_order),
         vocabulary=_vocabulary(through),
         blocks=tuple(_parts("", Names([row.key or "" for row in rows]), rows)[0]),
@@ -48,7 +48,7 @@ def preview(rows: Sequence[TensorRow], in_order: bool) -> Architecture | None:
 
 def _layers(rows: Sequence[TensorRow]) -> tuple[list[str], list[Layer]]:
     """Give the kind that each weight suggests, and those layers that a signal is multiplied through."""
-    keys = frozenset([row[0] for row in rows])
+    shapes = {row[0]: row[3] for row in rows}
     kinds: list[str] = []
     through: list[Layer] = []
     for key, _, _, shape, _, _ in rows:
@@ -56,13 +56,16 @@ def _layers(rows: Sequence[TensorRow]) -> tuple[list[str], list[Layer]]:
             continue
         module = key[:-7]
         if len(shape) == 1:
-            kinds.append("batch norm" if f"{module}.running_mean" in keys else "norm")
+            kinds.append("batch norm" if f"{module}.running_mean" in shapes else "norm")
             continue
-        is_embedding = len(shape) == 2 and f"{module}.bias" not in keys and _is_embedding(module.lower())
+        bias = shapes.get(f"{module}.bias")
+        is_embedding = len(shape) == 2 and bias is None and _is_embedding(module.lower())
         kind = "embedding" if is_embedding else _KIND_BY_DIMENSIONS.get(len(shape), "other")
         kinds.append(kind)
         if kind in _LAYER_KINDS:
-            sizes = shape if is_embedding else (shape[1], shape[0])
+            # Transposed convolutions, and linear layers of GPT-2, have their weights the other way round.
+            is_turned = bias == (shape[1],) and shape[0] != shape[1]
+            sizes = shape if is_embedding or is_turned else (shape[1], shape[0])
             through.append(Layer(module, kind, sizes[0], sizes[1], shape))
     return kinds, through
 
@@ -70,6 +73,17 @@ def _layers(rows: Sequence[TensorRow]) -> tuple[list[str], list[Layer]]:
 def _is_embedding(module: str) -> bool:
     # Looking for the letters first spares almost every layer the pattern.
     return ("emb" in module or "wte" in module or "wpe" in module) and _EMBEDDING.search(module) is not None
+
+
+def _at_end(rows: Sequence[TensorRow], layer: Layer) -> Layer | None:
+    """Give a layer where no weight of another kind, such as of an LSTM, stands before it in these tensors."""
+    for row in rows:
+        name = row.key or ""
+        if name.removesuffix("weight").rstrip(".") == layer.name:
+            return layer
+        if "weight" in name and len(row.shape or ()) > 1:
+            break
+    return None
 
 
 def _unfed(layers: list[Layer]) -> list[Layer]:
@@ -92,8 +106,11 @@ def _only(layers: list[Layer]) -> Layer | None:
     return layers[0] if len(layers) == 1 else None
 
 
-def _reads_channels(layer: Layer) -> bool:
-    return layer.kind.startswith("conv") and layer.inputs <= _MAX_INPUT_CHANNELS
+def _reads_channels(first: Layer, layers: list[Layer]) -> bool:
+    """Tell whether the first layer reads channels; where the second fits its other side, both are transposed."""
+    second = next((layer for layer in layers if layer is not first), first)
+    is_turned = second.outputs == first.inputs and second.inputs != first.outputs and second.kind == first.kind
+    return first.kind.startswith("conv") and first.inputs <= _MAX_INPUT_CHANNELS and not is_turned
 
 
 def _classes(first: Layer | None, last: Layer | None, layers: list[Layer], in_order: bool) -> int | None:

@@ -17,6 +17,7 @@ T = TypeVar("T")
 Shapes = Mapping[str, Shape]
 
 TRANSFORMER, PERCEPTRON = "transformer block", "MLP block"
+_CONVOLUTIONAL, _BASIC = "convolutional block", "BasicBlock"
 _ATTENTION = re.compile(
     r"(^|[._])(q|kv|qk|q_?k_?v|in_proj_weight|[qkv]_?proj\w*|query\w*|wqkv|c_attn|selfattention|to_[qkv]|to_qkv|linear_[qk]"
     r"|[qk]_lin)($|[._])",
@@ -35,14 +36,15 @@ _HEAD_TABLES = (
     ("logit_scale", 3, 0),
     ("temperature", 3, 0),
 )
-_PLAIN_KINDS = {(3, 3): "BasicBlock", (1, 3, 1): "Bottleneck"}  # by the kernels of the convolutions in order
+_PLAIN_KINDS = {(3, 3): _BASIC, (1, 3, 1): "Bottleneck"}  # by the kernels of the convolutions in order
+_NORMS = frozenset({"norm", "batch norm"})  # kinds of layers with a weight of one dimension
 _LARGE_KERNEL = 5
 _HEAD_NORM = re.compile(r"(^|\.)([qk]_(layer)?norm|query_norm|key_norm|norm_[qk])\.weight$")
 _PATCHES = re.compile(r"(^|[._])(patch_?embed\w*|patch_?embedding\w*|conv_proj|patchify|conv1)($|[._])")
 _POSITIONS = re.compile(
     r"(^|[._])(pos_embed\w*|pos_emb|pos_encoding|position(al)?_embeddings?|embed_positions|wpe)($|\.)"
 )
-_HIDDEN = re.compile(r"(^|\.)weight_hh_l\d+$")
+_HIDDEN = re.compile(r"(^|\.)weight_hh(_l\d+)?$")  # a single cell has no number
 _GATES = {4: "LSTM", 3: "GRU", 1: "RNN"}  # by how many weights of the hidden state are in one tensor
 _LORA = re.compile(r"(^|\.)lora_(A|B|up|down|embedding_A|embedding_B)($|\.)")
 
@@ -58,10 +60,11 @@ def structure_of(rows: Sequence[TensorRow], found: Sequence[Stack], sketch: Arch
     image_table = max(of_patches, key=lambda name: _common(name, patch), default=None)
     positions = tables.pop(image_table) if image_table else None
     transformers = [stage for stage in stages if stage.kind in (TRANSFORMER, PERCEPTRON)]
+    plain = sketch.layers if _are_all_known(shapes, sketch.layers) else {}
     return Structure(
-        kind=_most_frequent(stages) if stages else _plain_kind(sketch.layers),
+        kind=_most_frequent(stages) if stages else _plain_kind(plain),
         stages=stages,
-        depth=sum([stage.blocks for stage in stages]) or _plain_depth(sketch.layers),
+        depth=sum([stage.blocks for stage in stages]) or _plain_depth(plain) or None,
         width=_only({stage.width for stage in transformers}),
         heads=_only({stage.heads for stage in transformers} - {None}),
         patch_size=patch_size if positions else None,
@@ -95,10 +98,18 @@ def _most_frequent(stages: Sequence[Stage]) -> str | None:
     return counts.most_common(1)[0][0] or None
 
 
+def _are_all_known(shapes: Shapes, layers: Mapping[str, int]) -> bool:
+    """Tell whether all weights belong to known layers: those of attention or of weight normalisation may not."""
+    weights = sum(1 for name, shape in shapes.items() if shape and len(shape) > 1 and "weight" in name)
+    return weights == sum([count for kind, count in layers.items() if kind not in _NORMS])
+
+
 def _plain_kind(layers: Mapping[str, int]) -> str | None:
+    if not layers:
+        return None
     if any(kind.startswith("conv") for kind in layers):
         return "CNN"
-    return "MLP" if layers.keys() <= {"linear", "norm", "batch norm"} else None
+    return "MLP" if layers.keys() <= {"linear", *_NORMS} else None
 
 
 def _plain_depth(layers: Mapping[str, int]) -> int:
@@ -107,6 +118,8 @@ def _plain_depth(layers: Mapping[str, int]) -> int:
 
 def _stage(stack: Stack) -> Stage:
     kind = _kind(stack.shapes)
+    if kind == _BASIC and not any(map(_can_be_added, (stack.first, stack.shapes))):
+        kind = _CONVOLUTIONAL
     is_flat = kind in (TRANSFORMER, PERCEPTRON)
     width = _norm_width(stack.shapes) if is_flat else _last_outputs(stack.shapes)
     # T5 keeps the biases of all blocks, one for each head, in the first of them.
@@ -124,6 +137,13 @@ def _kind(shapes: Shapes) -> str:
     return PERCEPTRON if len(ways) > 1 else ""
 
 
+def _can_be_added(shapes: Shapes) -> bool:
+    """Tell whether what goes into a block can be added to what comes out: as it is, or through a shortcut."""
+    ways = list(_ways(shapes))
+    has_shortcut = any(shape and len(shape) > 1 and _ASIDE.search(name) for name, shape in shapes.items())
+    return has_shortcut or ways[0][1] == ways[-1][0]
+
+
 def _ways(shapes: Shapes) -> Iterator[tuple[int, ...]]:
     for name, shape in shapes.items():
         if shape and len(shape) > 1 and not _ASIDE.search(name) and not (len(shape) > 2 and _SQUEEZE.search(name)):
@@ -134,11 +154,11 @@ def _convolutional_kind(ways: Sequence[tuple[int, ...]]) -> str:
     kernels = [max(shape[2:], default=1) for shape in ways]
     depthwise = [place for place, shape in enumerate(ways) if kernels[place] > 1 and shape[1] == 1]
     if not depthwise:
-        return _PLAIN_KINDS.get(tuple(kernels), "convolutional block")
+        return _PLAIN_KINDS.get(tuple(kernels), _CONVOLUTIONAL)
     if len(ways) == 3 and len(depthwise) == 1:
         return _depthwise_kind(ways[depthwise[0]], [shape for shape in ways if shape is not ways[depthwise[0]]])
     is_separable = len(ways) == 2 * len(depthwise) and all(kernel > 1 for kernel in kernels[::2])
-    return "depthwise separable" if is_separable else "convolutional block"
+    return "depthwise separable" if is_separable else _CONVOLUTIONAL
 
 
 def _depthwise_kind(depthwise: tuple[int, ...], others: Sequence[tuple[int, ...]]) -> str:
@@ -146,7 +166,7 @@ def _depthwise_kind(depthwise: tuple[int, ...], others: Sequence[tuple[int, ...]
     channels, widest = depthwise[0], max(shape[0] for shape in others)
     if widest > channels and max(depthwise[2:]) >= _LARGE_KERNEL:
         return "ConvNeXt block"
-    return "inverted residual" if widest == channels else "convolutional block"
+    return "inverted residual" if widest == channels else _CONVOLUTIONAL
 
 
 def _norm_width(shapes: Shapes) -> int | None:
