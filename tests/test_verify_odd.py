@@ -162,6 +162,7 @@ LABELS = {
     "classes": lambda logits: logits.argmax(dim=1),
     "one": lambda logits: (logits[:, 0] > 0).long(),
     "marks": lambda logits: (logits > 0).long(),
+    "numbers": lambda logits: logits,
 }
 # What a network that decides for itself leaves undefined.
 UNRANKED = ("top_3", "top_5", "roc_auc", "average_precision")
@@ -190,6 +191,60 @@ def test_probabilities_and_classes_are_measured_as_the_logits_behind_them(
     measured = {key: None if key.startswith(unranked) else value for key, value in expected["metrics"].items()}
     assert (status, found["metrics"]) == (0, pytest.approx(measured, abs=1e-6))
     assert found["metrics"]["accuracy"] > 0.8
+
+
+def labelled(folder: Path, path: Path, labels: str) -> torch.Tensor:
+    """Write the rows with labels as the sound weights answer them, and give their logits."""
+    weights, rows = torch.load(folder / "weights.pt", weights_only=True), np.load(folder / "rows.npz")["x"]
+    logits = torch.from_numpy(rows) @ weights["fc.weight"].T + weights["fc.bias"]
+    np.savez(path, x=rows, labels=LABELS[labels](logits).numpy())
+    return logits
+
+
+# Damage that leaves answers which move with the input: labels that every answer misses show it.
+MISSED = {
+    "yes for no": ("marks", lambda state: {key: -tensor for key, tensor in state.items()}),
+    "yes to everything": ("marks", lambda state: {**state, "fc.bias": state["fc.bias"] + 90}),
+    "numbers upside down": ("numbers", lambda state: {key: -tensor for key, tensor in state.items()}),
+    "numbers of another scale": ("numbers", lambda state: {key: 30 * tensor for key, tensor in state.items()}),
+}
+
+
+@pytest.mark.parametrize("name", MISSED)
+def test_labels_of_several_and_targets_that_the_answers_miss_are_no_pass(verify, folder, tmp_path, name):
+    labels, damage = MISSED[name]
+    labelled(folder, tmp_path / "own.npz", labels)
+    torch.save(damage(torch.load(folder / "weights.pt", weights_only=True)), tmp_path / "damaged.pt")
+    asked = ("--model", "odd_models.py:bare", "--inputs", tmp_path / "own.npz")
+    sound, _ = verify("weights.pt", *asked)
+    status, found = verify(tmp_path / "damaged.pt", *asked)
+    assert (sound, status, check(found, "accuracy")["status"]) == (0, 2, "inconclusive")
+
+
+def test_labels_do_not_excuse_answers_whose_differences_were_damped(verify, folder, tmp_path):
+    labelled(folder, tmp_path / "own.npz", "classes")
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    for name, favour, expected in (("muted", 0.2, 1), ("only quiet", 0.0, 0)):
+        bias = favour * torch.nn.functional.one_hot(torch.tensor(3), 5)
+        torch.save({"fc.weight": state["fc.weight"] / 300, "fc.bias": bias}, tmp_path / f"{name}.pt")
+        status, found = verify(
+            tmp_path / f"{name}.pt", "--model", "odd_models.py:bare", "--inputs", tmp_path / "own.npz"
+        )
+        assert status == expected, check(found, "output.diverse")
+
+
+def test_an_offset_that_no_bias_explains_is_not_put_down_to_one(verify, folder, tmp_path):
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    spiked = {**state, "fc.bias": state["fc.bias"] + 90 * torch.nn.functional.one_hot(torch.tensor(2), 5)}
+    torch.save(spiked, tmp_path / "spiked.pt")
+    np.savez(tmp_path / "far.npz", x=np.load(folder / "rows.npz")["x"] + 90, labels=np.arange(40) % 5)
+    for path, inputs, said in (
+        (tmp_path / "spiked.pt", "rows.npz", "(fc.bias is 89.9 for class 2"),
+        ("weights.pt", tmp_path / "far.npz", "that no bias of the last layer explains; likely causes are"),
+    ):
+        status, found = verify(path, "--model", "odd_models.py:bare", "--inputs", inputs)
+        assert (status, check(found, "output.diverse")["status"]) == (1, "fail")
+        assert said in check(found, "output.diverse")["message"]
 
 
 def test_probabilities_stand_side_by_side_as_they_are(verify, folder, tmp_path):

@@ -27,6 +27,7 @@ _ABOVE_CHANCE = 0.1
 _TIMES_CHANCE = 2.0
 _GIVE_LABELS = "give labelled inputs with --data DIR, or labels with --targets FILE"
 _OTHER_ORDER = "see load.coverage; labels that count the classes in another order than the model look like this too"
+_OTHER_SCALE = "see load.coverage; targets of another scale than in training look like this too"
 _NO_CURVES = "roc_auc and average_precision are left out: pip install scikit-learn"
 
 Metrics: TypeAlias = Mapping[str, float | None]
@@ -124,7 +125,15 @@ def _measure_labels(logits: Tensor, labels: Tensor) -> Metrics:
     every = torch.ones(logits.shape[1], dtype=torch.bool)
     decisions = _Decisions(true, chosen, logits.sigmoid(), every, bool(finite.all()))
     right = (true == chosen).all(dim=1) & finite
-    return {"accuracy": _mean(right), "balanced_accuracy": None, **_rates(decisions), **_curves(decisions)}
+    balanced = _mean_of(_balance(decisions))
+    return {"accuracy": _mean(right), "balanced_accuracy": balanced, **_rates(decisions), **_curves(decisions)}
+
+
+def _balance(decisions: _Decisions) -> Tensor:
+    """Give what of each label's yes and of its no is answered right, on average, for labels that have both."""
+    no = replace(decisions, true=~decisions.true, chosen=~decisions.chosen)
+    both = decisions.true.any(dim=0) & no.true.any(dim=0)
+    return ((_recall(decisions) + _recall(no)) / 2)[both]
 
 
 def _measure_numbers(output: Tensor, targets: Tensor) -> Metrics:
@@ -212,7 +221,7 @@ def check_accuracy(
     """Hold the accuracy against ``--min-accuracy``; without it, only one like that of chance is no pass."""
     accuracy = None if metrics is None else metrics.get("accuracy")
     if metrics is None or labels is None or accuracy is None:
-        return _unmeasured(labels, least)
+        return _check_numbers(metrics or {}, labels, thresholds) if least is None else _unmeasured(labels, least)
     chance = _chance(metrics, labels, thresholds)
     evidence = {"accuracy": accuracy, "inputs": len(labels), "min_accuracy": least, "chance": chance}
     message = f"{accuracy:.1%} of {len(labels)} labelled inputs are answered right"
@@ -223,6 +232,16 @@ def check_accuracy(
         message = f"{message}, and {balanced:.1%} of each class: hardly more than guessing ({chance:.1%})"
         return Check(CHECK, "inconclusive" if least is None else "warn", message, evidence, _OTHER_ORDER)
     return Check(CHECK, "pass", message, evidence, "" if find_spec("sklearn") else _NO_CURVES)
+
+
+def _check_numbers(metrics: Metrics, labels: Tensor | None, thresholds: Thresholds) -> Check:
+    """Hold predicted numbers against the least that any network has to reach: to be nearer than one number for all."""
+    explained = metrics.get("r2")
+    if labels is None or explained is None or explained > 0 or len(labels) < thresholds.least_inputs:
+        return _unmeasured(labels, None)
+    message = f"the answers are no nearer to the {len(labels)} targets than one number for all would be"
+    evidence = {"r2": explained, "inputs": len(labels)}
+    return Check(CHECK, "inconclusive", f"{message} (R2 {explained:.3g})", evidence, _OTHER_SCALE)
 
 
 def soften_untrained(check: Check, accuracy: Check) -> Check:

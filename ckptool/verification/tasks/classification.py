@@ -32,6 +32,8 @@ _LABEL_GAIN = 4.0
 _UNRELATED_GAIN = 2.0
 _CALIBRATED = 0.15
 _MOST_LABELS = 0.5
+# An honest network fits its labels best as it is; one whose signal was damped would do better with this much of it.
+_LOUDER = 3.0
 
 
 def as_classes(outputs: Outputs) -> Tensor:
@@ -136,6 +138,7 @@ def _conclude_diverse(case: Case, measured: Measured) -> Check:
 _LIKELY_CAUSES = "likely causes are damaged layers, lost BatchNorm statistics or another preprocessing than in training"
 _SCALE_ADVICE = "say how the pictures were scaled in training with --mean and --std"
 _LABELS_ADVICE = "give labels with --data DIR or --targets FILE, or compare with the original: --against ORIGINAL"
+_RARE_ADVICE = "give more inputs of the rarer classes, or compare with the original: --against ORIGINAL"
 _COLLAPSE_ADVICE = "check mean and std (--mean, --std), then compare with the original: --against ORIGINAL"
 
 
@@ -169,8 +172,8 @@ def _is_flat(case: Case, measured: Measured) -> bool:
 def _explain_collapse(case: Case, measured: Measured) -> str:
     spike = _spike(case, measured)
     if measured.statistics["information_without_offset"] >= _USUAL_INFORMATION:
-        where = spike or "look at the bias of the last layer"
-        return f"it sees the differences, and one constant offset outweighs them ({where})"
+        where = f"({spike})" if spike else f"that no bias of the last layer explains; {causes(case, _LIKELY_CAUSES)}"
+        return f"it sees the differences, and one constant offset outweighs them {where}"
     return f"it does not tell its inputs apart; {causes(case, spike or _LIKELY_CAUSES)}"
 
 
@@ -196,7 +199,9 @@ def _doubt_advice(case: Case) -> str:
         return case.advice
     if _one_label(case):
         return "give inputs of other classes too"
-    return _SCALE_ADVICE if case.inputs.assumed_scale else _LABELS_ADVICE
+    if case.inputs.assumed_scale:
+        return _SCALE_ADVICE
+    return _LABELS_ADVICE if _labels_of(case) is None else _RARE_ADVICE
 
 
 def _labels_of(case: Case) -> Tensor | None:
@@ -231,7 +236,19 @@ def _labels_agree(case: Case) -> bool:
         return False
     said = statistics.as_probabilities(as_classes(case.outputs)).mean(dim=0)
     found = torch.nn.functional.one_hot(labels.long(), len(said)).double().mean(dim=0)
-    return gain >= _LABEL_GAIN and (said - found).abs().max().item() <= _CALIBRATED
+    agree = gain >= _LABEL_GAIN and (said - found).abs().max().item() <= _CALIBRATED
+    return agree and not (_share_right(case) < _MOST_LABELS and _is_muted(case, labels))
+
+
+def _is_muted(case: Case, labels: Tensor) -> bool:
+    """Tell whether one class leads everywhere, though labels fit larger differences between the answers better."""
+    logits = statistics.as_logits(as_classes(case.outputs))
+    if len(set(logits.argmax(dim=1).tolist())) > 1:
+        return False
+    shared = logits.mean(dim=0)
+    louder = shared + _LOUDER * (logits - shared)
+    one, other = (torch.nn.functional.cross_entropy(each, labels.long()).item() for each in (louder, logits))
+    return one < other
 
 
 def _label_gain(case: Case) -> float | None:
