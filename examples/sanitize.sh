@@ -8,6 +8,8 @@
 # Exit status: 0 both are written, 2 they are not. To check them later:
 #
 #   ckptool verify OUT.safetensors --manifest OUT.manifest.json
+#
+# With --max-shard-size 5GB a large OUT becomes shards; OUT.safetensors.index.json is then what to verify.
 set -euo pipefail
 
 if [ $# -lt 2 ] || [ "${2%.safetensors}" = "$2" ]; then
@@ -21,6 +23,8 @@ shift 2
 ckptool verify --config /dev/null --checks safety --fail-on never -- "$in" >&2 || true
 
 ckptool convert --no-metadata --manifest "$manifest" "$@" -- "$in" "$out"
+# With --max-shard-size, OUT may have become shards and an index.
+[ -f "$out" ] || out=$out.index.json
 
 # No settings file of the current folder has a say in this.
 if ! ckptool verify --config /dev/null --quiet --manifest "$manifest" --fail-on warn \

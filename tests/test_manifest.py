@@ -147,6 +147,8 @@ OUTPUTS = {
     "tied names": (tied, "out.safetensors", ()),
     "tied names written": (tied, "out.safetensors", ("--ties", "copy")),
     "shards": (tied, "out", ("--to", "safetensors", "--max-shard-size", "20")),
+    "shards by the name of a file": (tied, "out.safetensors", ("--max-shard-size", "20")),
+    "shards of torch by the name of a file": (tied, "out.pt", ("--max-shard-size", "20")),
     "shards of torch": (tied, "out", ("--to", "pt", "--max-shard-size", "20")),
     "sparse": (sparse, "out.pt", ()),
     "averaged": (averaged, "out.safetensors", ("--weights", "ema")),
@@ -162,7 +164,8 @@ def test_every_kind_of_output_is_described_and_held(run, held, tmp_path, name):
     ran = run("convert", tmp_path / "in.pt", tmp_path / out, "--manifest", manifest, *options)
     assert ran.status == 0, ran.err
     found = manifest_of(tmp_path)
-    files = [tmp_path / out] if (tmp_path / out).is_file() else sorted((tmp_path / out).iterdir())
+    files = [path for path in sorted(tmp_path.rglob("out*")) if path.is_file() and path != manifest]
+    files = files or sorted((tmp_path / out).iterdir())
     assert sorted((each["name"], each["sha256"]) for each in found["files"]) == [
         (path.name, sha256(path.read_bytes())) for path in files
     ]
@@ -173,9 +176,11 @@ def test_every_kind_of_output_is_described_and_held(run, held, tmp_path, name):
     if make is sparse:
         assert [each["sha256"] is None for each in found["tensors"]] == [True, False]
         assert found["digest"] is None
-    assert held(tmp_path / out, manifest)[0] == 0
+    index = tmp_path / f"{out}.index.json"
+    written = index if index.exists() else tmp_path / out
+    assert held(written, manifest)[0] == 0
     flip(files[0], files[0].stat().st_size // 2)
-    ran = run("verify", tmp_path / out, "--manifest", manifest)
+    ran = run("verify", written, "--manifest", manifest)
     assert ran.status != 0
 
 

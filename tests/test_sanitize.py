@@ -141,6 +141,17 @@ def test_options_of_convert_go_along(sanitize, tmp_path):
     assert torch.equal(found["fc.bias"], torch.full((3,), 2.0).half())
 
 
+def test_shards_are_verified_too(sanitize, tmp_path):
+    (tmp_path / "in.ckpt").write_bytes(saved(WEIGHTS))
+    ran = sanitize(tmp_path / "in.ckpt", tmp_path / "out.safetensors", "--max-shard-size", "50")
+    assert ran.returncode == 0, ran.stderr
+    shards = sorted(tmp_path.glob("out-*.safetensors"))
+    index, manifest = tmp_path / "out.safetensors.index.json", tmp_path / "out.manifest.json"
+    assert len(shards) == 2
+    described = {file["name"]: file["sha256"] for file in strictly(manifest.read_text())["files"]}
+    assert described == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (*shards, index)}
+
+
 def test_no_settings_of_the_folder_have_a_say(sanitize, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ckptool.toml").write_text("this is no TOML")

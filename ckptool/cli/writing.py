@@ -185,12 +185,17 @@ def _write_described(task: _Task, asked: ConvertOptions, manifest: Path, progres
     with staging(manifest, force=asked.force) as staged:
         source = describe_files(task.source, progress)
         done = convert_one(task.source, task.target, asked, task.kind, progress)
-        assert done.target is not None
         keeps_rest = asked.keep_rest or asked.in_place
-        described = describe(done.target, done.state_dict if keeps_rest and done.state_dict else "main", progress)
+        described = describe(_written(done), done.state_dict if keeps_rest and done.state_dict else "main", progress)
         staged.file.write(write_manifest(described, source, done, __version__).encode("ascii"))
         staged.publish()
     return done
+
+
+def _written(done: Conversion) -> Path:
+    """Give what the output is read from: of shards beside each other, their index."""
+    assert done.target is not None
+    return done.target.with_name(done.index_name) if done.index_name and not is_folder(done.target) else done.target
 
 
 def _tasks(
