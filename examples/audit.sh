@@ -6,13 +6,16 @@
 # Only descriptions are read, nothing is run. Exit status: 0 nothing found, 1 findings, 2 something could not be read.
 set -eu
 [ $# -ge 1 ] || { echo "usage: ${0##*/} FOLDER [JOBS]" >&2; exit 2; }
+paths=$(mktemp)
 report=$(mktemp)
-trap 'rm -f "$report"' EXIT
+trap 'rm -f "$paths" "$report"' EXIT
 
-# Every file by its path, in several processes; 2 says that a file could not be read, and the document says which.
+# Every file by its path; a folder that find may not enter is one that could not be read.
 status=0
-find "$1" -type f \( -name '*.ckpt' -o -name '*.pt' -o -name '*.pth' -o -name '*.bin' -o -name '*.safetensors' \) -print0 |
-    ckptool inspect - --json --quiet --jobs "${2:-2}" >"$report" || status=$?
+find "$1" -type f \( -name '*.ckpt' -o -name '*.pt' -o -name '*.pth' -o -name '*.bin' -o -name '*.safetensors' \) -print0 \
+    >"$paths" || status=2
+# In several processes; 2 says that a file could not be read, and the document says which.
+ckptool inspect - --json --quiet --jobs "${2:-2}" <"$paths" >"$report" || status=$?
 [ -s "$report" ] || exit 2
 
 # The document is plain JSON: jq would do as well.

@@ -10,7 +10,11 @@ set -eu
 run=$1 page=$2
 
 # diff answers 1 for "they differ": epochs are expected to.
-differing() { "$@" || [ $? -eq 1 ]; }
+differing() {
+    status=0
+    "$@" || status=$?
+    [ "$status" -le 1 ] || exit "$status"
+}
 
 # Which epoch is the best, by the metric that the trainer monitored.
 echo "best: $(ckptool inspect "$run" --best)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -81,6 +82,12 @@ def test_comparing_says_what_is_missing(environment, tmp_path, arguments, said):
     assert said in done.stderr
 
 
+def test_what_diff_cannot_answer_is_no_difference(trained, environment, tmp_path):
+    done = ran([EXAMPLES / "compare_epochs.sh", trained / "epochs", tmp_path / "change.txt"], environment, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "change.txt: the suffix names no picture" in done.stderr
+
+
 def test_the_wrong_names_are_proven_repaired_and_proven(pictures, environment, tmp_path):
     command = [EXAMPLES / "repair.sh", WRONG, tmp_path / "fixed.pt", f"{SCRIPT}:DigitsNet", pictures, "0.99"]
     done = ran(command, environment, cwd=tmp_path)
@@ -139,6 +146,19 @@ def test_an_audit_names_every_finding_and_what_it_could_not_read(tree, environme
     ]
     assert done.returncode == 2
     assert "4 checkpoints, 3 findings" in done.stderr
+
+
+def test_an_audit_that_found_not_all_folders_is_no_clean_one(environment, tmp_path):
+    torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "sound.pt")
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    # As where a folder may not be entered: it lists the rest, and its status is 1.
+    (commands / "find").write_text(f'#!/bin/sh\n{shutil.which("find")} "$@"\nexit 1\n')
+    (commands / "find").chmod(0o755)
+    odd = {**environment, "PATH": f"{commands}{os.pathsep}{environment['PATH']}"}
+    done = ran([EXAMPLES / "audit.sh", tmp_path], odd, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "1 checkpoints, 0 findings" in done.stderr
 
 
 def test_an_audit_says_no_and_says_yes(tree, environment, tmp_path):
