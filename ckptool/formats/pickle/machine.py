@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeGuard
 
-from ckptool.formats.pickle import arrays, literals, plain, severity, shortcut, tensors
-from ckptool.formats.pickle.engine import FLOAT8, INT4, UINT2, UINT4, UINT8, Engine, Stopped, unpack_uint4
+from ckptool.formats.pickle import arrays, plain, severity, shortcut, tensors
+from ckptool.formats.pickle.engine import UINT8, Stopped
+from ckptool.formats.pickle.opcodes import VALUE_OPCODES, ValueMachine
 from ckptool.formats.pickle.reading import (
     DYNAMIC,
     Draft,
@@ -25,7 +26,7 @@ from ckptool.formats.pickle.reading import (
     Truncated,
 )
 from ckptool.formats.pickle.tree import holds
-from ckptool.model.values import DictNode, GlobalRef, SetNode, Stub, TensorSpec
+from ckptool.model.values import DictNode, GlobalRef, Stub, TensorSpec
 
 _HANDLERS: dict[tuple[str, str], Handler] = {**plain.HANDLERS, **tensors.HANDLERS, **arrays.HANDLERS}
 _SAFE = frozenset().union(
@@ -41,9 +42,6 @@ _CLASSES = frozenset({
 _BORN_EMPTY = _CLASSES & {
     ("builtins", "set"), ("collections", "Counter"), ("collections", "OrderedDict"), ("collections", "defaultdict"),
 }  # fmt: skip
-# The hottest opcodes call these without looking them up.
-_unpack_int4 = INT4.unpack_from
-
 _GETATTR = ("builtins", "getattr")
 _LOAD_BYTES = ("torch.storage", "_load_from_bytes")
 _INVALID = GlobalRef("<invalid>", "<invalid>", "dangerous")
@@ -51,8 +49,8 @@ _NOTHING = GlobalRef("", "", "safe")
 _EXTENSION = GlobalRef("copyreg", "<extension code>", "dangerous")
 
 
-class Machine(Engine):
-    """Execute the opcodes; ``load_storage`` and ``load_storages`` answer persistent ids, where there are storages."""
+class Machine(ValueMachine):
+    """Execute all opcodes; ``load_storage`` and ``load_storages`` answer persistent ids, where there are storages."""
 
     def __init__(
         self,
@@ -151,245 +149,6 @@ class Machine(Engine):
     def _duplicate(self, position: int) -> int:
         self.stack.append(self.stack[-1])
         return position
-
-    # Numbers and constants
-
-    def _push_none(self, position: int) -> int:
-        self.stack.append(None)
-        return position
-
-    def _push_true(self, position: int) -> int:
-        self.stack.append(True)
-        return position
-
-    def _push_false(self, position: int) -> int:
-        self.stack.append(False)
-        return position
-
-    def _int(self, position: int) -> int:
-        line, position = self.read_line(position)
-        self.stack.append(literals.read_integer(line))
-        return position
-
-    def _binint(self, position: int) -> int:
-        self.stack.append(_unpack_int4(self.data, position)[0])
-        return position + 4
-
-    def _binint2(self, position: int) -> int:
-        self.stack.append(UINT2.unpack_from(self.data, position)[0])
-        return position + 2
-
-    def _long(self, position: int) -> int:
-        line, position = self.read_line(position)
-        self.stack.append(literals.read_long(line))
-        return position
-
-    def _long1(self, position: int) -> int:
-        data, position = self.read_sized(position + 1, self.data[position])
-        self.stack.append(literals.read_bytes_integer(data))
-        return position
-
-    def _long4(self, position: int) -> int:
-        data, position = self.read_counted(position, INT4)
-        self.stack.append(literals.read_bytes_integer(data))
-        return position
-
-    def _float(self, position: int) -> int:
-        line, position = self.read_line(position)
-        self.stack.append(literals.read_float(line))
-        return position
-
-    def _binfloat(self, position: int) -> int:
-        self.stack.append(FLOAT8.unpack_from(self.data, position)[0])
-        return position + 8
-
-    # Text and bytes
-
-    def _string(self, position: int) -> int:
-        line, position = self.read_line(position)
-        self.stack.append(literals.read_quoted_text(line))
-        return position
-
-    def _binstring(self, position: int) -> int:
-        data, position = self.read_counted(position, INT4)
-        self.stack.append(literals.read_python2_text(data))
-        return position
-
-    def _short_binstring(self, position: int) -> int:
-        data, position = self.read_sized(position + 1, self.data[position])
-        self.stack.append(literals.read_python2_text(data))
-        return position
-
-    def _unicode(self, position: int) -> int:
-        line, position = self.read_line(position)
-        self.stack.append(literals.read_escaped_text(line))
-        return position
-
-    def _binunicode(self, position: int) -> int:
-        end: int = position + 4 + unpack_uint4(self.data, position)[0]
-        if end > self.end:
-            raise Truncated
-        self.stack.append(literals.read_text(self.data[position + 4 : end], self.reading))
-        return end
-
-    def _short_binunicode(self, position: int) -> int:
-        data, position = self.read_sized(position + 1, self.data[position])
-        self.stack.append(literals.read_text(data, self.reading))
-        return position
-
-    def _binunicode8(self, position: int) -> int:
-        data, position = self.read_counted(position, UINT8)
-        self.stack.append(literals.read_text(data, self.reading))
-        return position
-
-    def _binbytes(self, position: int) -> int:
-        data, position = self.read_counted(position, UINT4)
-        self.stack.append(data)
-        return position
-
-    def _short_binbytes(self, position: int) -> int:
-        data, position = self.read_sized(position + 1, self.data[position])
-        self.stack.append(data)
-        return position
-
-    def _binbytes8(self, position: int) -> int:
-        data, position = self.read_counted(position, UINT8)
-        self.stack.append(data)
-        return position
-
-    # Lists, tuples, dictionaries, sets
-
-    def _empty_list(self, position: int) -> int:
-        self.stack.append([])
-        return position
-
-    def _list(self, position: int) -> int:
-        items = self.pop_mark()
-        self.stack.append(items)
-        return position
-
-    def _append(self, position: int) -> int:
-        item = self.stack.pop()
-        self._extend([item])
-        return position
-
-    def _appends(self, position: int) -> int:
-        self._extend(self.pop_mark())
-        return position
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is list:
-            target.extend(items)
-        elif type(target) is Stub:
-            target.items.extend(items)
-        else:
-            raise Malformed("appends to something that is no list")
-
-    def _empty_tuple(self, position: int) -> int:
-        self.stack.append(())
-        return position
-
-    def _tuple(self, position: int) -> int:
-        items = self.pop_mark()
-        self.stack.append(tuple(items))
-        return position
-
-    def _tuple1(self, position: int) -> int:
-        stack = self.stack
-        stack[-1] = (stack[-1],)
-        return position
-
-    def _tuple2(self, position: int) -> int:
-        stack = self.stack
-        second = stack.pop()
-        stack[-1] = (stack[-1], second)
-        return position
-
-    def _tuple3(self, position: int) -> int:
-        stack = self.stack
-        third, second = stack.pop(), stack.pop()
-        stack[-1] = (stack[-1], second, third)
-        return position
-
-    def _empty_dict(self, position: int) -> int:
-        self.stack.append(DictNode())
-        return position
-
-    def _dict(self, position: int) -> int:
-        pairs = _pair(self.pop_mark())
-        self.stack.append(DictNode(pairs))
-        return position
-
-    def _setitem(self, position: int) -> int:
-        value, key = self.stack.pop(), self.stack.pop()
-        self._update([(key, value)])
-        return position
-
-    def _setitems(self, position: int) -> int:
-        self._update(_pair(self.pop_mark()))
-        return position
-
-    def _update(self, pairs: list[tuple[Any, Any]]) -> None:
-        target = self.stack[-1]
-        if type(target) is not DictNode and type(target) is not Stub:
-            raise Malformed("sets an item of something that is no dictionary")
-        target.pairs.extend(pairs)
-
-    def _empty_set(self, position: int) -> int:
-        self.stack.append(SetNode([]))
-        return position
-
-    def _additems(self, position: int) -> int:
-        items = self.pop_mark()
-        target = self.stack[-1]
-        if type(target) is Stub or (type(target) is SetNode and target.type_name == "set"):
-            target.items.extend(items)
-            return position
-        raise Malformed("adds to something that is no set")
-
-    def _frozenset(self, position: int) -> int:
-        items = self.pop_mark()
-        self.stack.append(SetNode(items, "frozenset"))
-        return position
-
-    # Memo
-
-    def _put(self, position: int) -> int:
-        line, position = self.read_line(position)
-        self.memo[literals.read_index(line)] = self.stack[-1]
-        return position
-
-    def _memoize(self, position: int) -> int:
-        self.settle()
-        self.memo[len(self.memo)] = self.stack[-1]
-        return position
-
-    def _replace(self, draft: Draft, value: Any) -> None:
-        """Put a finished value where its draft was remembered: lately, if at all."""
-        looked_at = 0
-        for index, remembered in reversed(self.memo.items()):
-            looked_at += 1
-            if remembered is draft:
-                self.memo[index] = value
-                break
-        self.reading.charge(looked_at)
-
-    def _fetch(self, index: int) -> None:
-        self.stack.append(self.fetch(index))
-
-    def _get(self, position: int) -> int:
-        line, position = self.read_line(position)
-        self._fetch(literals.read_index(line))
-        return position
-
-    def _binget(self, position: int) -> int:
-        self._fetch(self.data[position])
-        return position + 1
-
-    def _long_binget(self, position: int) -> int:
-        self._fetch(unpack_uint4(self.data, position)[0])
-        return position + 4
 
     # Names
 
@@ -538,6 +297,16 @@ class Machine(Engine):
             return tensors.build_parameter(target, state)
         raise Malformed("sets attributes of something that has none")
 
+    def _replace(self, draft: Draft, value: Any) -> None:
+        """Put a finished value where its draft was remembered: lately, if at all."""
+        looked_at = 0
+        for index, remembered in reversed(self.memo.items()):
+            looked_at += 1
+            if remembered is draft:
+                self.memo[index] = value
+                break
+        self.reading.charge(looked_at)
+
     def _set_stub_state(self, target: Stub, state: Any) -> Stub:
         if target.state is not None:
             raise Malformed("sets the state of one object twice")
@@ -590,12 +359,6 @@ class Machine(Engine):
         raise Malformed("refers to storages as text, which torch never does")
 
 
-def _pair(items: list[Any]) -> list[tuple[Any, Any]]:
-    if len(items) % 2:
-        raise Malformed("has a dictionary key without its value")
-    return list(zip(items[::2], items[1::2], strict=True))
-
-
 def _decode_name(line: bytes) -> str:
     try:
         return line.decode()
@@ -639,28 +402,11 @@ def _set_attributes(target: DictNode, state: Any) -> DictNode:
 
 
 _OPCODES: dict[int, Callable[[Machine, int], int]] = {
+    **VALUE_OPCODES,
     ord("("): Machine._mark, ord("."): Machine._stop, ord("0"): Machine._pop, ord("1"): Machine._pop_marked,
-    ord("2"): Machine._duplicate, 0x80: Machine._proto, 0x95: Machine._frame,
-    ord("N"): Machine._push_none, 0x88: Machine._push_true, 0x89: Machine._push_false,
-    ord("I"): Machine._int, ord("J"): Machine._binint, ord("M"): Machine._binint2,
-    ord("L"): Machine._long, 0x8A: Machine._long1, 0x8B: Machine._long4,
-    ord("F"): Machine._float, ord("G"): Machine._binfloat,
-    ord("S"): Machine._string, ord("T"): Machine._binstring, ord("U"): Machine._short_binstring,
-    ord("V"): Machine._unicode, ord("X"): Machine._binunicode, 0x8C: Machine._short_binunicode,
-    0x8D: Machine._binunicode8,
-    ord("B"): Machine._binbytes, ord("C"): Machine._short_binbytes, 0x8E: Machine._binbytes8,
-    0x96: Machine._binbytes8,
-    ord("]"): Machine._empty_list, ord("l"): Machine._list, ord("a"): Machine._append, ord("e"): Machine._appends,
-    ord(")"): Machine._empty_tuple, ord("t"): Machine._tuple, 0x85: Machine._tuple1, 0x86: Machine._tuple2,
-    0x87: Machine._tuple3,
-    ord("}"): Machine._empty_dict, ord("d"): Machine._dict, ord("s"): Machine._setitem, ord("u"): Machine._setitems,
-    0x8F: Machine._empty_set, 0x90: Machine._additems, 0x91: Machine._frozenset,
-    ord("p"): Machine._put, 0x94: Machine._memoize,
-    ord("g"): Machine._get, ord("h"): Machine._binget, ord("j"): Machine._long_binget,
-    ord("c"): Machine._global, 0x93: Machine._stack_global,
-    ord("R"): Machine._reduce, ord("i"): Machine._inst, ord("o"): Machine._obj, 0x81: Machine._newobj,
-    0x92: Machine._newobj_ex, ord("b"): Machine._build,
-    ord("Q"): Machine._binpersid, ord("P"): Machine._persid,
-    0x82: Machine._refuse_extension, 0x83: Machine._refuse_extension, 0x84: Machine._refuse_extension,
-    0x97: Machine._refuse_buffer, 0x98: Machine._refuse_buffer,
+    ord("2"): Machine._duplicate, 0x80: Machine._proto, 0x95: Machine._frame, ord("c"): Machine._global,
+    0x93: Machine._stack_global, ord("R"): Machine._reduce, ord("i"): Machine._inst, ord("o"): Machine._obj,
+    0x81: Machine._newobj, 0x92: Machine._newobj_ex, ord("b"): Machine._build, ord("Q"): Machine._binpersid,
+    ord("P"): Machine._persid, 0x82: Machine._refuse_extension, 0x83: Machine._refuse_extension,
+    0x84: Machine._refuse_extension, 0x97: Machine._refuse_buffer, 0x98: Machine._refuse_buffer,
 }  # fmt: skip
