@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -633,3 +634,60 @@ def test_what_a_pickled_module_holds_beside_weights_is_no_silent_loss(run, tmp_p
     assert "--foreign" not in refused.err  # which would not help
     assert run("strip-prefixes", "--in-place", "--weights-only", path).status == 0
     assert_same(load(path)["model"] if beside else load(path), module.state_dict())
+
+
+class Learner:
+    """Hold a network as an attribute, as the learners of fastai and the agents of reinforcement learning do."""
+
+    def __init__(self, **parts: object) -> None:
+        self.__dict__.update(parts)
+
+
+class EasyDict(dict):
+    """Be a mapping of a class of one's own."""
+
+
+class Step(NamedTuple):
+    """Hold the weights at a place, without a name."""
+
+    weights: object
+    epoch: int
+
+
+STATE = {"module.a.weight": torch.ones(2), "module.a.bias": torch.zeros(2)}
+INSIDE = {
+    "a learner": (Learner(model=Tagger(), epoch=3), Tagger().state_dict()),
+    "a learner in a mapping": ({"agent": Learner(model=STATE, lr=0.1)}, STATE),
+    "a mapping of its own class": (EasyDict(model=EasyDict(STATE), epoch=3), STATE),
+    "a named tuple": (Step(STATE, 3), STATE),
+}
+
+
+@pytest.mark.parametrize("case", INSIDE)
+def test_weights_inside_an_object_of_a_foreign_class_are_found(run, tmp_path, case):
+    content, weights = INSIDE[case]
+    torch.save(content, tmp_path / "in.pt")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--json")
+    assert ran.status == 0, ran.err
+    assert [key.removeprefix("module.") for key in weights] == list(load(tmp_path / "out.pt"))
+    names = [dropped["name"] for dropped in json.loads(ran.out)["dropped"]]
+    assert any(name.rpartition(".")[2] in ("epoch", "lr", "1") for name in names)
+    assert len(set(names)) == len(names)
+    refused = run("convert", tmp_path / "in.pt", tmp_path / "rest.pt", "--keep-rest")
+    assert (refused.status, (tmp_path / "rest.pt").exists()) == (2, False)
+    assert "the weights lie inside a pickled" in refused.err
+    if case == "a learner in a mapping":
+        assert (
+            run("convert", tmp_path / "in.pt", tmp_path / "rest.pt", "--keep-rest", "--foreign", "fields").status == 0
+        )
+        assert list(load(tmp_path / "rest.pt")["agent"]["model"]) == ["a.weight", "a.bias"]
+
+
+def test_an_object_beside_weights_adds_no_choice_but_can_be_named(run, tmp_path):
+    torch.save({"vae": STATE, "norm": Learner(model=Tagger()), "act": nn.ReLU()}, tmp_path / "in.pt")
+    assert run("convert", tmp_path / "in.pt", tmp_path / "out.pt").status == 0
+    assert list(load(tmp_path / "out.pt")) == ["a.weight", "a.bias"]
+    assert run("convert", tmp_path / "in.pt", tmp_path / "norm.pt", "--weights", "norm.model").status == 0
+    assert list(load(tmp_path / "norm.pt")) == ["weight", "bias"]
+    torch.save(nn.ReLU(), tmp_path / "act.pt")
+    assert "no model weights in this file" in run("convert", tmp_path / "act.pt", tmp_path / "no.pt").err

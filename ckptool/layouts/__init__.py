@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptool.layouts.candidates import node_at
+from ckptool.layouts.candidates import node_at, steps_below
 from ckptool.layouts.distributed import is_shard, local_parts, share_of, whole_tensor
 from ckptool.layouts.keys import plan_keys
 from ckptool.layouts.packed import packed_scales
@@ -23,5 +23,6 @@ __all__ = [
     "rename_module_path",
     "select",
     "share_of",
+    "steps_below",
     "whole_tensor",
 ]

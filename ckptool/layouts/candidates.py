@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ckptool.layouts.distributed import whole_tensors
 from ckptool.layouts.modules import is_module, module_entries
@@ -35,8 +35,10 @@ UNKNOWN_NAME = "its name is not a usual one"
 
 
 def find_state_dicts(root: Any, layout: Layout | None) -> list[StateDict]:
-    """List the state dicts, in file order."""
-    return [_described(path, value, layout) for path, value in _walk(root)]
+    """List the state dicts, in file order; those inside objects of foreign classes only where there are no others."""
+    found = [_described(path, value, layout) for path, value in _walk(root)]
+    found = found or [_described(path, value, layout) for path, value in _walk(root, into_objects=True)]
+    return [state_dict for state_dict in found if state_dict.entries]  # a pickled activation has none
 
 
 def state_dict_at(root: Any, path: str, layout: Layout | None) -> StateDict | None:
@@ -45,21 +47,22 @@ def state_dict_at(root: Any, path: str, layout: Layout | None) -> StateDict | No
     if found is None:
         return None
     steps, value = found
-    holds_tensors = isinstance(value, DictNode) and any(_is_tensor(child) for _, child in value.pairs)
+    mapping = _as_mapping(value)
+    holds_tensors = mapping is not None and any(_is_tensor(child) for _, child in mapping.pairs)
     return _described(steps, value, layout) if holds_tensors or is_module(value) else None
 
 
 def node_at(root: Any, path: tuple[str, ...]) -> Any:
     """Follow the steps of a ``StateDict`` from the root; None where they lead nowhere."""
     for step in path:
-        root = dict(_steps(root)).get(step)
+        root = dict(steps_below(root)).get(step)
     return root
 
 
 def _resolve(root: Any, path: str) -> tuple[tuple[str, ...], Any] | None:
     if not path:
         return (), root
-    for step, child in _steps(root):
+    for step, child in steps_below(root):
         if path == step or path.startswith(f"{step}."):
             below = _resolve(child, path[len(step) + 1 :])
             if below is not None:
@@ -67,16 +70,27 @@ def _resolve(root: Any, path: str) -> tuple[tuple[str, ...], Any] | None:
     return None
 
 
-def _steps(value: Any) -> Iterator[tuple[str, Any]]:
+def steps_below(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what lies directly in a mapping, a list or an object of a foreign class, each with its step in a path."""
     if isinstance(value, DictNode):
         yield from ((key, child) for key, child in value.pairs if type(key) is str)
         numbered = [(str(key), child) for key, child in value.pairs if type(key) is int]  # one network for each fold
         yield from ((step, child) for step, child in numbered[:MAX_LIST] if step not in value)
     elif isinstance(value, list | tuple):
         yield from ((str(index), child) for index, child in enumerate(value[:MAX_LIST]))
+    elif isinstance(value, Stub):
+        parts = [dict(steps_below(part)) for part in (value.args, value.fields, _as_mapping(value))]
+        yield from {step: child for part in parts for step, child in part.items()}.items()
 
 
-def _walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _as_mapping(value: Any) -> DictNode | None:
+    """Give a mapping, also one of a class of its own (``EasyDict``)."""
+    if isinstance(value, Stub) and value.pairs:
+        return DictNode(value.pairs)
+    return value if isinstance(value, DictNode) else None
+
+
+def _walk(root: Any, *, into_objects: bool = False) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield what looks like a state dict; a mapping that holds one is a container and no state dict itself."""
     seen: set[int] = set()
     stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
@@ -85,10 +99,11 @@ def _walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if is_module(value) or (_is_weights_like(value) and not _holds_state_dict(value)):
+        mapping = _as_mapping(value) if into_objects else value
+        if is_module(value) or (_is_weights_like(mapping) and not _holds_state_dict(mapping)):
             yield path, value
-        elif len(path) < MAX_DEPTH and not is_optimizer_like(value):
-            below = [((*path, step), child) for step, child in _steps(value) if _is_entered(path, step, child)]
+        elif len(path) < MAX_DEPTH and not is_optimizer_like(value) and (into_objects or type(value) is not Stub):
+            below = [((*path, step), child) for step, child in steps_below(value) if _is_entered(path, step, child)]
             stack.extend(reversed(below))
 
 
@@ -118,7 +133,7 @@ def is_optimizer_like(value: Any) -> bool:
     return ("state" in value and "param_groups" in value) or ("zero_stage" in value and "partition_count" in value)
 
 
-def _is_weights_like(value: Any) -> bool:
+def _is_weights_like(value: Any) -> TypeGuard[DictNode]:
     """Tell a state dict: text keys, at least half of the values tensors, and not only counters or random states."""
     if not isinstance(value, DictNode) or is_optimizer_like(value):
         return False
@@ -151,11 +166,12 @@ def _holds_state_dict(value: DictNode) -> bool:
 
 def _described(path: tuple[str, ...], value: Any, layout: Layout | None) -> StateDict:
     role, reason = _role_of(path, layout)
-    if isinstance(value, Stub):
+    if is_module(value):
         what = f"the parameters and buffers of a pickled {value.ref.full_name}"
         return StateDict(path, role, module_entries(value), f"{reason}, {what}" if reason else what)
-    metadata = _key_metadata(value)
-    entries = value.text_items()
+    mapping = _as_mapping(value) or DictNode()
+    metadata = _key_metadata(mapping)
+    entries = mapping.text_items()
     whole = whole_tensors(entries)
     joined = () if whole is entries else tuple(key for key, child in whole.items() if child is not entries[key])
     return StateDict(path, role, whole, reason, metadata, _is_marked_clean(metadata), joined)

@@ -13,7 +13,7 @@ from ckptool.model.conversion import ConvertOptions, Dropped, MadeDense, OutputK
 from ckptool.model.copies import CopyPlan, PlannedOpaque, PlannedTensor
 from ckptool.model.dtypes import DType
 from ckptool.model.plans import KeyPlan, Note, StateDict
-from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
+from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec, walk
 from ckptool.operations import left_out
 from ckptool.operations.clean_node import clean_node, mark_clean
 from ckptool.operations.copy_notes import copy_notes, simplified_notes
@@ -224,7 +224,26 @@ def _with_rest(
             "the rest of their container; write them without --keep-rest"
         )
     rebuilder.replaced[id(node)] = clean
-    return rebuilder.rebuild(checkpoint.root), []
+    rebuilt = rebuilder.rebuild(checkpoint.root)
+    _refuse_losing(checkpoint, state_dict, clean, rebuilt, options)
+    return rebuilt, []
+
+
+def _refuse_losing(
+    checkpoint: Checkpoint, state_dict: StateDict, clean: DictNode, rebuilt: Any, options: ConvertOptions
+) -> None:
+    """Refuse to drop an object that the weights lie in.
+
+    :raises OutputRefused: they are lost with it.
+    """
+    above = [node_at(checkpoint.root, state_dict.path[:depth]) for depth in range(len(state_dict.path))]
+    around = next((node for node in above if isinstance(node, Stub)), None)
+    if around is not None and not any(node is clean for _, node in walk(rebuilt)):
+        fields = "keep its fields with --foreign fields, or " if options.foreign == "drop" else ""
+        raise OutputRefused(
+            f"{checkpoint.path}: the weights lie inside a pickled {around.ref.full_name}, which is not written; "
+            f"{fields}write the weights alone into another file, without --keep-rest"
+        )
 
 
 def _ties(tensors: Mapping[str, PlannedTensor], aliases: Mapping[str, str]) -> tuple[Tie, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Any
 
-from ckptool.layouts import node_at, whole_tensor
+from ckptool.layouts import node_at, steps_below, whole_tensor
+from ckptool.layouts.modules import is_module
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.conversion import BESIDE, Dropped
 from ckptool.model.plans import KeyPlan, StateDict
@@ -46,10 +47,10 @@ def beside(checkpoint: Checkpoint, state_dict: StateDict, carried: frozenset[str
 
 
 def _items(node: Any) -> Iterable[tuple[Any, Any]]:
-    """Give what lies in a mapping, or by its place in a list."""
+    """Give what lies in a mapping, in an object of a foreign class, or by its place in a list."""
     if isinstance(node, DictNode):
         return node.pairs
-    return enumerate(node) if isinstance(node, list | tuple) else ()
+    return enumerate(node) if isinstance(node, list | tuple) else steps_below(node)
 
 
 def unchosen(node: Any, state_dict: StateDict) -> list[tuple[str, Any]]:
@@ -76,7 +77,8 @@ def around(node: Any, state_dict: StateDict) -> Iterable[Dropped]:
         own = {id(value) for entry in state_dict.entries.values() for _, value in walk(entry)}
         others = [value for _, value in walk(node) if isinstance(value, TensorSpec) and id(value) not in own]
         name = ".".join(state_dict.path) or node.ref.name
-        reason = f"a pickled module, {node.ref.full_name}: only its state dict is written"
+        what = "module" if is_module(node) else "object"
+        reason = f"a pickled {what}, {node.ref.full_name}: only its state dict is written"
         yield Dropped(name, reason, sum(value.nbytes for value in others))
 
 
