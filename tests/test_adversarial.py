@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from torch.optim import lr_scheduler
 from tests.support import crafted, zips
 from tests.support.opcodes import Pickle
 
-CKPTOOL = f"{sys.executable} -m ckptool"
+CKPTOOL = f"{shlex.quote(sys.executable)} -m ckptool"
 
 
 @pytest.fixture

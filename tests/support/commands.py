@@ -15,7 +15,7 @@ def command_environment(folder: Path) -> dict[str, str]:
     """Put ``ckptool`` and ``python`` into a folder at the head of the path, and the tree where Python finds it."""
     for name, arguments in (("ckptool", " -m ckptool"), ("python", ""), ("python3", "")):
         command = folder / name
-        command.write_text(f'#!/bin/sh\nexec {sys.executable}{arguments} "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
         command.chmod(0o755)
     kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
