@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from ckptool.layouts.carried import carried_training
 from ckptool.layouts.hyperparameters import read_hyper_parameters
 from ckptool.layouts.producers import lookup
 from ckptool.layouts.scalars import number
-from ckptool.layouts.segments import (
-    FLAT_LEAVES,
-    PRIVATE_SEGMENTS,
-    Names,
-    without,
-)
+from ckptool.layouts.strategy import gather_evidence, read_compiled, read_ema, read_strategy
 from ckptool.model.checkpoint import Checkpoint
-from ckptool.model.plans import Selection, StateDict
+from ckptool.model.plans import Selection
 from ckptool.model.training import Fact, Training
-from ckptool.model.values import DictNode, OpaqueTensor, TensorSpec
+from ckptool.model.values import DictNode, TensorSpec
 
 EPOCH_PATHS = (
     "epoch",
@@ -88,14 +82,6 @@ OPTIMIZER_SIGNS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("Rprop", {"etas": ..., "step_sizes": ...}),
 )
 
-COMPILE_FLAGS = ("compile_model", "compile", "torch_compile", "torchcompile", "use_compile", "compiled")
-EMA_FLAGS = ("use_ema", "model_ema", "ema")
-STRATEGY_SEGMENTS = {
-    "_fsdp_wrapped_module": "fsdp",
-    "_fpw_module": "fsdp",
-    "_dmp_wrapped_module": "torchrec",
-}
-
 
 def read_training(checkpoint: Checkpoint, selection: Selection) -> Training:
     """Gather what the container says about the training; nothing is guessed, each fact says where it stands.
@@ -108,7 +94,7 @@ def read_training(checkpoint: Checkpoint, selection: Selection) -> Training:
     root = checkpoint.root
     settings, sources = read_hyper_parameters(root)
     optimizer_path, group = _param_group(root)
-    keys = _keys(selection)
+    evidence = gather_evidence(selection, settings, sources)
     return Training(
         epoch=_first_number(root, EPOCH_PATHS),
         global_step=_first_number(root, STEP_PATHS),
@@ -118,9 +104,9 @@ def read_training(checkpoint: Checkpoint, selection: Selection) -> Training:
         learning_rate=_learning_rate(root, optimizer_path, group),
         optimizer=_optimizer(optimizer_path, group),
         versions=_versions(root),
-        compiled=_compiled(keys, settings, sources),
-        strategy=_strategy(selection, keys, settings, sources),
-        ema=_ema(selection, keys, settings, sources),
+        compiled=read_compiled(evidence),
+        strategy=read_strategy(evidence),
+        ema=read_ema(evidence),
         hyper_parameters=settings,
         hyper_parameter_sources=sources,
     )
@@ -237,89 +223,3 @@ def _optimizer(path: str, group: DictNode | None) -> Fact | None:
         if all(sign in group and (wanted is ... or group.get(sign) is wanted) for sign, wanted in signs.items()):
             return Fact(name, f"{path} has {', '.join(signs)}")
     return None
-
-
-# --- compiled, strategy, ema ---
-
-
-def _flag(names: Sequence[str], settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    """Give the first setting with one of the names, at the top or one level below."""
-    for source, node in _levels(settings, sources):
-        for name in names:
-            if name in node:
-                return Fact(node.get(name), f"{source}.{name}")
-    return None
-
-
-def _levels(settings: DictNode, sources: Sequence[str]) -> Iterator[tuple[str, DictNode]]:
-    if sources:
-        yield sources[0], settings
-    for name, value in settings.text_items().items():
-        if isinstance(value, DictNode):
-            yield name if name in sources[1:] else f"{sources[0]}.{name}", value
-
-
-def _bool_flag(names: Sequence[str], settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    fact = _flag(names, settings, sources)
-    return fact if fact is not None and isinstance(fact.value, bool) else None
-
-
-def _keys(selection: Selection) -> Names:
-    """Give the keys to look for evidence in: those of the chosen state dict, else all."""
-    chosen: Sequence[StateDict] = (selection.chosen,) if selection.chosen is not None else selection.candidates
-    return Names(chain.from_iterable(state_dict.entries for state_dict in chosen))
-
-
-def _segment_fact(value: Any, segment: str, keys: Names) -> Fact | None:
-    count = keys.count_holding(segment)
-    return Fact(value, f'"{segment}" is in {count} of {len(keys)} keys') if count else None
-
-
-def _compiled(keys: Names, settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    fact = _segment_fact(True, "_orig_mod", keys)
-    return fact if fact is not None else _bool_flag(COMPILE_FLAGS, settings, sources)
-
-
-def _strategy(selection: Selection, keys: Names, settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    if selection.producer.name.startswith("DeepSpeed"):
-        return Fact("deepspeed", selection.producer.evidence)
-    found = (_segment_fact(strategy, segment, keys) for segment, strategy in STRATEGY_SEGMENTS.items())
-    by_segment = next((fact for fact in found if fact is not None), None)
-    return by_segment or _sharded(selection, keys) or _parallel(keys) or _named_strategy(settings, sources)
-
-
-def _sharded(selection: Selection, keys: Names) -> Fact | None:
-    if "flat_param" in keys.text and any(key.rpartition(".")[2] in FLAT_LEAVES for key in keys):
-        return Fact("fsdp", "parameters are flattened")
-    tensors = [value for state_dict in selection.candidates for value in state_dict.entries.values()]
-    others = [value for value in tensors if type(value) is not TensorSpec]
-    opaque = next((value for value in others if isinstance(value, OpaqueTensor) and value.kind in _SHARDED), None)
-    return None if opaque is None else Fact("fsdp", f"tensors are stored as {_SHARDED[opaque.kind]}")
-
-
-_SHARDED = {"dtensor": "DTensor", "sharded": "ShardedTensor"}
-
-
-def _parallel(keys: Names) -> Fact | None:
-    if "module" not in keys.text or "n_averaged" in keys:
-        return None
-    private = keys.private_segments()
-    names = Names([without(key, tuple(PRIVATE_SEGMENTS)) for key in keys]) if private else keys
-    if names.shared_root != "module":
-        return None
-    return Fact("ddp", f'every one of {len(keys)} keys lies below "module." (DataParallel or DDP)')
-
-
-def _named_strategy(settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    fact = _flag(("strategy", "distributed_strategy"), settings, sources)
-    return fact if fact is not None and isinstance(fact.value, str) else None
-
-
-def _ema(selection: Selection, keys: Names, settings: DictNode, sources: Sequence[str]) -> Fact | None:
-    averaged = next((state_dict for state_dict in selection.candidates if state_dict.role == "ema"), None)
-    if averaged is not None:
-        place = f'the state dict at "{averaged.name}"' if averaged.name else "the state dict"
-        return Fact(True, f"{place} ({averaged.reason})" if averaged.reason else place)
-    if "n_averaged" in keys:
-        return Fact(True, 'the counter "n_averaged" of an AveragedModel')
-    return _bool_flag(EMA_FLAGS, settings, sources)
