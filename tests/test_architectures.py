@@ -389,6 +389,27 @@ def test_a_kind_is_named_only_where_all_weights_are_of_it(network: nn.Module, ki
 
 
 @pytest.mark.parametrize(
+    ("network", "classes"),
+    [
+        (nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)), 3),
+        (named(body=double(3, 8), projector=nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))), None),
+    ],
+)
+def test_the_end_of_one_part_of_a_network_tells_no_classes(network: nn.Module, classes: int | None) -> None:
+    assert previewed_network(network).classes == classes
+
+
+def test_the_boxes_of_a_detector_are_no_classes() -> None:
+    assert previewed(tensors_of("transformers:DetrForObjectDetection")).classes is None
+
+
+def test_tokens_that_encoder_and_decoder_share_are_an_embedding() -> None:
+    first = previewed(tensors_of("transformers:T5ForConditionalGeneration")).first
+    assert first is not None
+    assert (first.name, first.kind, first.inputs, first.outputs) == ("shared", "embedding", 32128, 512)
+
+
+@pytest.mark.parametrize(
     ("network", "first", "last", "channels"),
     [
         (named(a=nn.Conv2d(3, 8, 3), b=nn.ConvTranspose2d(8, 2, 3)), (3, 8), (8, 2), 3),

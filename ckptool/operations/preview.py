@@ -14,7 +14,7 @@ from ckptool.operations.module_tree import MAX_DEPTH, is_number
 # What a weight with so many dimensions belongs to, in torch.nn.
 _KIND_BY_DIMENSIONS = {2: "linear", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 _LAYER_KINDS = frozenset({*_KIND_BY_DIMENSIONS.values(), "embedding"})
-_EMBEDDING = re.compile(r"(^|[._])(emb|embed\w*|wte|wpe|word_embeddings|token_emb\w*)($|[._\d])")
+_EMBEDDING = re.compile(r"(^|[._])(emb|embed\w*|wte|wpe|word_embeddings|token_emb\w*)($|[._\d])|(^|[.])shared$")
 _CLASSIFIER = frozenset(
     {"classifier", "cls", "fc", "head", "heads", "last_linear", "linear", "logits", "out", "output", "pred"}
     | {"prediction", "predictions", "score"}
@@ -72,7 +72,8 @@ def _layers(rows: Sequence[TensorRow]) -> tuple[list[str], list[Layer]]:
 
 def _is_embedding(module: str) -> bool:
     # Looking for the letters first spares almost every layer the pattern.
-    return ("emb" in module or "wte" in module or "wpe" in module) and _EMBEDDING.search(module) is not None
+    is_likely = "emb" in module or "wte" in module or "wpe" in module or "shared" in module
+    return is_likely and _EMBEDDING.search(module) is not None
 
 
 def _at_end(rows: Sequence[TensorRow], layer: Layer) -> Layer | None:
@@ -119,7 +120,8 @@ def _classes(first: Layer | None, last: Layer | None, layers: list[Layer], in_or
     if _is_named(last, _CLASSIFIER):
         return last.outputs
     # An unnamed last layer of a plain Sequential counts where its width goes nowhere else and is not the input's.
-    ends = in_order and last is not first and is_number(last.name.rpartition(".")[2])
+    above = {layer.name.rpartition(".")[0] for layer in layers}
+    ends = in_order and last is not first and is_number(last.name.rpartition(".")[2]) and len(above) == 1
     used = {layer.inputs for layer in layers}
     return last.outputs if ends and last.kind == "linear" and last.outputs not in used else None
 
