@@ -78,6 +78,29 @@ def test_every_tensor_is_what_torch_reads(folders: Path, name: str) -> None:
     assert_same(load_state_dict(folders / name), expected.get("model", expected))
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_safetensors_of_one_rank_are_not_taken_for_the_whole(
+    run: Any, folders: Path, tmp_path: Path, rank: int
+) -> None:
+    written = folders / "hub-2" / f"shard-{rank:05d}-model-00001-of-00001.safetensors"
+    for path in (written.parent, written):
+        ran = run("convert", path, tmp_path / "out.pt")
+        assert ran.status == 2
+        assert "consolidate_safetensors_files" in ran.err
+    moved = tmp_path / "model.safetensors"
+    shutil.copy(written, moved)
+    ran = run("inspect", moved)
+    assert (ran.status, "one rank" in ran.err) == ({1: 0, 2: 2}[rank], True)
+
+
+def test_safetensors_of_ranks_are_read_once_they_are_together(run: Any, folders: Path, tmp_path: Path) -> None:
+    from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files
+
+    names = dict.fromkeys(load_state_dict(folders / "fsdp-4"), 1)
+    consolidate_safetensors_files(str(folders / "hub-4"), str(tmp_path), names)
+    assert run("diff", tmp_path, folders / "fsdp-4").status == 0
+
+
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 @pytest.mark.parametrize("world", WORLDS)
 def test_blocks_of_every_size_give_the_same(

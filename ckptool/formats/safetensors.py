@@ -13,6 +13,7 @@ from typing import Any
 
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
+from ckptool.formats.rank_files import PARTS_FIELD, parts_of_one_rank
 from ckptool.formats.sources import StoredRange
 from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.dtypes import BY_NAME, BY_SAFETENSORS, DType
@@ -38,6 +39,7 @@ _RESAVE = "write it anew with safetensors"
 def read_safetensors(file: InputFile) -> Checkpoint:
     """Describe a safetensors file; no tensor is read.
 
+    :raises IncompleteCheckpoint: its tensors are parts, which the files of other ranks complete.
     :raises UnreadableCheckpoint: the header breaks a rule of the format, or does not cover the file exactly.
     """
     text, start = _read_header(file)
@@ -57,6 +59,8 @@ def read_safetensors(file: InputFile) -> Checkpoint:
         storages.append(storage)
         ranges.append((begin, end, name))
     _check_cover(ranges, file.size - start)
+    if PARTS_FIELD in metadata:
+        findings += parts_of_one_rank(file.path, metadata[PARTS_FIELD])
     return Checkpoint(
         path=file.path,
         format="safetensors",

@@ -17,6 +17,7 @@ from typing import Any
 
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.formats.file import InputFile, listing
+from ckptool.formats.rank_files import require_one_rank
 from ckptool.model.checkpoint import Finding
 from ckptool.model.places import RemotePath
 
@@ -218,6 +219,7 @@ def find_weights(folder: Path) -> FolderWeights | None:
         return None
     ranks = {name: (weights.suffix != "safetensors", "." in weights.stem) for name, weights in found.items()}
     best = [name for name in found if ranks[name] == min(ranks.values())]
+    require_one_rank(best)
     if len(best) > 1:
         raise UnreadableCheckpoint(f"the folder holds several checkpoints ({some(best)}); name the one that is meant")
     others = [name for name in found if name not in best]
