@@ -421,6 +421,27 @@ def test_a_pickle_behind_the_pickle_tells_its_globals(tmp_path: Path, filler: by
         assert "dangerous" in {use.ref.severity for use in checkpoint.globals}
 
 
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("name", ["payload.pkl", "payload.dat", "data/sub/0"])
+def test_a_pickle_beside_the_checkpoint_s_tells_its_globals(run: Any, tmp_path: Path, name: str, protocol: int) -> None:
+    """C18: torch never reads it, but whoever unpacks the archive may."""
+    payload = pickle.dumps(Call(), protocol)
+    (tmp_path / "model.pt").write_bytes(archive(good(Entry(f"archive/{name}", payload))))
+    ran = run("verify", tmp_path / "model.pt")
+    assert ran.status == 1
+    assert f"posix.system ({name}@" in ran.out
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "extra.bin"])
+def test_what_only_begins_like_a_pickle_names_nothing(run: Any, tmp_path: Path, name: str) -> None:
+    begun = (b"config\nof\nthe run\n", b"\x80\x02\x82\x01", b"\x80\x02cq\xff\n\x01\n", b"\x80\x02KK\x01K\x02\x93!")
+    for data in begun:
+        (tmp_path / "model.pt").write_bytes(archive(good(Entry(f"archive/{name}", data))))
+        with open_checkpoint(tmp_path / "model.pt") as checkpoint:
+            assert {use.ref.severity for use in checkpoint.globals} == {"safe"}
+        assert run("verify", tmp_path / "model.pt").status == 0
+
+
 def test_a_record_that_expands_too_far_is_stopped(tmp_path: Path) -> None:
     """C7: inflate to the declared size and one byte, not to what the record holds."""
     record = deflated("archive/data/0", bytes(64 << 20), size=16, crc=0)
@@ -591,6 +612,16 @@ def test_bytes_behind_a_legacy_stream_are_told(tmp_path: Path) -> None:
     """D6: torch ignores them."""
     assert codes(tmp_path, stream_of(tail=b"x")) == ["trailing-bytes"]
     assert codes(tmp_path, stream_of()) == []
+
+
+@pytest.mark.parametrize("filler", [b"", bytes(300), b"junk"], ids=["next", "zeros", "junk"])
+def test_a_pickle_behind_a_legacy_stream_tells_its_globals(tmp_path: Path, filler: bytes) -> None:
+    """A15: a second torch.load of the open file would read it."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(stream_of(tail=filler + pickled(Call())))
+    with open_checkpoint(path) as checkpoint:
+        assert [finding.code for finding in checkpoint.findings] == ["trailing-bytes"]
+        assert "dangerous" in {use.ref.severity for use in checkpoint.globals}
 
 
 def test_legacy_source_is_never_used(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from ckptool.errors import UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import (
+    SCANNED_BYTES,
     GlobalLog,
     LoadStorage,
     PickledStorage,
@@ -19,6 +20,7 @@ from ckptool.formats.pickle import (
     TruncatedPickle,
     Unpickled,
     read_pickle,
+    scan_foreign,
 )
 from ckptool.formats.sources import StoredRange
 from ckptool.formats.torch_zip import LARGEST_PICKLE, check_identifier
@@ -62,6 +64,9 @@ def read_torch_legacy(file: InputFile) -> Checkpoint:
         raise
     findings = list(stream.log.findings)
     if end != file.size:
+        # Another checkpoint may follow, which a second torch.load of the same open file would load.
+        rest = bytes(file.read(end, min(file.size - end, SCANNED_BYTES)))
+        scan_foreign(rest, label="behind the last storage", log=stream.log)
         findings.append(
             Finding("trailing-bytes", f"{file.size - end:,} bytes follow the last storage, unread by torch")
         )

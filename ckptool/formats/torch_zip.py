@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
-from ckptool.formats.pickle import GlobalLog, PickledStorage, StorageType, read_pickle, scan_rest
+from ckptool.formats.pickle import (
+    SCANNED_BYTES,
+    GlobalLog,
+    PickledStorage,
+    StorageType,
+    read_pickle,
+    scan_foreign,
+    scan_rest,
+)
 from ckptool.formats.sources import StoredRange
 from ckptool.formats.zip import DEFLATED, STORED, Archive, Record
 from ckptool.model.checkpoint import Checkpoint, Finding
@@ -61,12 +70,14 @@ def read_torch_zip(file: InputFile, archive: Archive) -> Checkpoint:
     value = read_pickle_record(file, records[f"{root}/data.pkl"], table, log)
     left_over = table.left_over()
     used, unused = table.used(), table.open_unused(left_over)
+    extras = _extra_names(left_over, root)
+    scan_records(file, [records[f"{root}/{name}"] for name in extras], log)
     findings = (
         *archive.findings,
         *log.findings,
         *_fact_findings(facts),
         *storage_findings(used, unused),
-        *extra_findings(_extra_names(left_over, root)),
+        *extra_findings(extras),
     )
     return Checkpoint(
         path=file.path,
@@ -282,6 +293,20 @@ def _extra_names(names: Iterable[str], root: str) -> list[str]:
     """List the records that torch.save does not write."""
     within = {name.removeprefix(f"{root}/") for name in names} - _OWN_RECORDS
     return sorted(name for name in within if not name.startswith("data/") or not _KEY.fullmatch(name, len("data/")))
+
+
+def scan_records(file: InputFile, records: Iterable[Record], log: GlobalLog) -> None:
+    """Log what pickles name in records that the reader of the container passes over, as far as they can be read."""
+    left = SCANNED_BYTES
+    for record in records:
+        data = bytearray()
+        with suppress(UnreadableCheckpoint):
+            for chunk in record._replace(crc32=0).open(file).stream():
+                data += chunk
+                if len(data) >= left:
+                    break
+        scan_foreign(bytes(data[:left]), label=record.name.partition("/")[2], log=log)
+        left -= min(left, len(data))
 
 
 def extra_findings(extras: list[str]) -> Iterable[Finding]:

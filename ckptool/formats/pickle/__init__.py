@@ -32,6 +32,7 @@ from ckptool.formats.pickle.views import view_storage
 from ckptool.model.values import GlobalRef, TensorSpec
 
 __all__ = [
+    "SCANNED_BYTES",
     "GlobalLog",
     "LoadStorage",
     "LoadStorages",
@@ -40,6 +41,7 @@ __all__ = [
     "TruncatedPickle",
     "Unpickled",
     "read_pickle",
+    "scan_foreign",
     "scan_rest",
     "storage_type",
     "view_tensor",
@@ -47,7 +49,7 @@ __all__ = [
 
 Loaded = TypeVar("Loaded")
 
-_REST_BYTES = 16 << 20
+SCANNED_BYTES = 16 << 20  # of what is no part of the checkpoint
 _REST_ATTEMPTS = 256
 _PROTOCOL = re.compile(rb"\x80[\x02-\x05]")  # how pickles of protocol 2 and later begin
 
@@ -115,19 +117,38 @@ def _viewing(load: Callable[[Loaded], Any] | None) -> Callable[[Loaded], Any] | 
 
 def scan_rest(data: bytes | memoryview, *, label: str, log: GlobalLog, start: int) -> None:
     """Note the bytes behind a pickle, which its loader never looks at, and log what any pickle among them names."""
-    rest = bytes(data[start : start + _REST_BYTES])
-    if not rest:
-        return
-    log.note("trailing-bytes", f"{label}: {len(data) - start} bytes follow the pickle, which torch ignores")
-    position = len(rest) - len(rest.lstrip(b"\0"))
+    rest = bytes(data[start : start + SCANNED_BYTES])
+    if rest:
+        log.note("trailing-bytes", f"{label}: {len(data) - start} bytes follow the pickle, which torch ignores")
+        scan_foreign(rest, label=f"{label} (rest)", log=log)
+
+
+def scan_foreign(data: bytes, *, label: str, log: GlobalLog) -> None:
+    """Log what any pickle names among bytes that are no part of the checkpoint: another program may load them.
+
+    Of what breaks off only names count, and the harmless ones only if it began as a pickle: the rest is found in any
+    tensor and any text.
+    """
+    position = len(data) - len(data.lstrip(b"\0"))
     for _ in range(_REST_ATTEMPTS):
-        if position >= len(rest):
+        if position >= len(data):
             return
+        seen = GlobalLog()
         try:
-            position = read_pickle(rest, label=f"{label} (rest)", load_storage=None, log=log, start=position).end
+            end = read_pickle(data, label=label, load_storage=None, log=seen, start=position).end
+            uses = seen.uses()
         except UnreadableCheckpoint:
-            found = _PROTOCOL.search(rest, position + 1)
-            position = found.start() if found else len(rest)
+            begins = _PROTOCOL.match(data, position)
+            uses = tuple([use for use in seen.uses() if _is_telling(use.ref, began=begins is not None)])
+            found = _PROTOCOL.search(data, position + 1)
+            end = found.start() if found else len(data)
+        for use in uses:
+            log.record(use.ref, use.where, use.called)
+        position = end
+
+
+def _is_telling(ref: GlobalRef, *, began: bool) -> bool:
+    return not ref.name.startswith("<") and (began or ref.severity == "dangerous")
 
 
 def storage_type(value: Any) -> StorageType | None:
