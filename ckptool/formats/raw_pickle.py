@@ -10,6 +10,8 @@ from ckptool.formats.torch_zip import LARGEST_PICKLE
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.values import TensorSpec, walk
 
+_LABEL = "the pickle"
+
 
 def read_raw_pickle(file: InputFile) -> Checkpoint:
     """Describe what a pickle holds; nothing it names is imported. Its arrays are kept in memory.
@@ -25,19 +27,13 @@ def read_raw_pickle(file: InputFile) -> Checkpoint:
     data = file.read(0, file.size)
     unpickled = read_pickle(
         data,
-        label="the pickle",
+        label=_LABEL,
         load_storage=None,
         log=log,
         load_bytes=lambda stream: read_pickled_storage(stream, log),
     )
     if unpickled.end != file.size:
-        scan_rest(data, label="the pickle", log=log, start=unpickled.end)
-        error = UnreadableCheckpoint(
-            f"{file.size - unpickled.end:,} bytes follow the pickle, which most readers pass over; "
-            "load it where it was made and save all of it as one"
-        )
-        error.globals = log.uses()
-        raise error
+        raise _trailing(data, unpickled.end, log)
     found = [node.storage for _, node in walk(unpickled.value) if isinstance(node, TensorSpec)]
     return Checkpoint(
         path=file.path,
@@ -49,3 +45,14 @@ def read_raw_pickle(file: InputFile) -> Checkpoint:
         globals=log.uses(),
         findings=tuple(log.findings),
     )
+
+
+def _trailing(data: bytes, end: int, log: GlobalLog) -> UnreadableCheckpoint:
+    """Refuse what follows a pickle, and say what that names."""
+    scan_rest(data, label=_LABEL, log=log, start=end)
+    error = UnreadableCheckpoint(
+        f"{len(data) - end:,} bytes follow the pickle, which most readers pass over; "
+        "load it where it was made and save all of it as one"
+    )
+    error.globals = log.uses()
+    return error

@@ -85,12 +85,11 @@ class _Placer:
 
     def place_any(self, tensor: TensorSpec | OpaqueTensor, key: str) -> PlannedTensor | PlannedOpaque:
         """Plan a tensor that is not among the selected ones, of any kind."""
-        return self.place(tensor, key) if isinstance(tensor, TensorSpec) else self.place_opaque(tensor, key)
-
-    def place_opaque(self, tensor: OpaqueTensor, key: str, cast: DType | None = None) -> PlannedTensor | PlannedOpaque:
+        if isinstance(tensor, TensorSpec):
+            return self.place(tensor, key)
         whole = whole_tensor(tensor)
         dense = whole if isinstance(whole, TensorSpec) else self.policy.dense(tensor, key)
-        return self.policy.plan(tensor, key, self.place, cast) if dense is None else self.place(dense, key, cast)
+        return self.policy.plan(tensor, key, self.place, None) if dense is None else self.place(dense, key)
 
     def _plan(self, spec: TensorSpec, key: str, target: DType | None) -> PlannedTensor:
         tally = self._tally(key, spec, target) if target is not None else None

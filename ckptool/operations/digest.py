@@ -6,31 +6,23 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from ckptool.errors import UnreadableCheckpoint
 from ckptool.model.sources import Progress
 from ckptool.model.values import TensorSpec
 from ckptool.operations.transforms import payload_of
 
 
-def digest(tensors: Mapping[str, TensorSpec], aliases: Mapping[str, str] | None = None) -> str:
+def digest(tensors: Mapping[str, TensorSpec]) -> str:
     """Give ``sha256:`` and 64 hexadecimal digits: equal for the same names, dtypes, shapes and values.
 
     The digest of a tensor is SHA-256 over the text ``DTYPE SHAPE\\n`` (``float32 2,3``; nothing after the space for no
     dimensions; torch's names and shapes) followed by its bytes, row-major and little-endian. The digest of the whole is
     SHA-256 over one line per name, sorted by UTF-8: the tensor's digest in hexadecimal, a space, the length of the name
-    in bytes, a space, the name, a newline. An alias is a name like any other, with the values of its target.
+    in bytes, a space, the name, a newline.
 
-    :raises UnreadableCheckpoint: an alias names a tensor that is not there, or bytes cannot be read.
+    :raises UnreadableCheckpoint: bytes cannot be read.
     :raises UnsupportedTensor: a view expands far beyond its storage.
     """
-    by_name = tensor_digests(tensors)
-    for name, target in (aliases or {}).items():
-        if target not in by_name:
-            raise UnreadableCheckpoint(
-                f'"{name}" stands for the tensor "{target}", which the file does not hold; get the file again'
-            )
-        by_name.setdefault(name, by_name[target])
-    return combine_digests(by_name)
+    return combine_digests(tensor_digests(tensors))
 
 
 def tensor_digests(tensors: Mapping[str, TensorSpec], progress: Progress | None = None) -> dict[str, str]:

@@ -77,12 +77,12 @@ def entropy(probabilities: Tensor) -> Tensor:
     return entropies
 
 
-def mutual_information(probabilities: Tensor, rows: int | None = None) -> float:
+def mutual_information(probabilities: Tensor) -> float:
     """Give what the class tells about the input, [rows, classes], from 0 (nothing) to 1.
 
-    H(mean p) - mean H(p), over the logarithm of the most that so many ``rows`` and classes allow.
+    H(mean p) - mean H(p), over the logarithm of the most that so many rows and classes allow.
     """
-    most = min(len(probabilities) if rows is None else rows, probabilities.shape[-1])
+    most = min(len(probabilities), probabilities.shape[-1])
     if most < 2:
         return 0.0
     gained = entropy(probabilities.mean(dim=0)) - entropy(probabilities).mean()
