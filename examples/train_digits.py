@@ -3,7 +3,7 @@
 Writes two files: ``digits.ckpt``, as Lightning's ModelCheckpoint wrote it, and ``digits_wrong_strip.pt``, its weights
 after the usual one-line clean-up, which cuts ``model.`` off and leaves the ``_orig_mod.`` of torch.compile on.
 
-    pip install "torch>=2.2" lightning scikit-learn
+    pip install "torch>=2.2" lightning scikit-learn  # and pillow for --pictures
     python examples/train_digits.py --out /tmp/digits
 
 Runs on the CPU in about a minute; torch.compile needs a C++ compiler. ``--keep-all`` keeps every epoch, too, in

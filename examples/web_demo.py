@@ -4,6 +4,7 @@ The checkpoint may be wrapped by torch.compile, DDP or Lightning, and may hold a
 that this machine does not have: ``torch.load`` refuses it with ``weights_only=True`` and fails to import the class
 without. ckptool reads such a file as data: weights go into the model, the fields of the configuration are plain values.
 
+    pip install lightning scikit-learn  # for the network alone, which lies in the script that trained it
     python examples/web_demo.py examples/digits.ckpt --port 8000
     curl -d '[[0, 0, 5, 13, 9, 1, 0, 0], ...]' http://localhost:8000
 """

@@ -155,6 +155,11 @@ def test_a_finding_is_allowed_in_the_file_that_is_named(verify, place, check):
     assert all(each["allowed"] is None for each in found["checks"] if each["status"] == "pass")
 
 
+def test_a_digest_in_capitals_is_the_same(verify, place):
+    path = place / "nan.pt"
+    assert verify(allowing(path, "CK401").replace(sha256(path), sha256(path).upper()), path).status == 0
+
+
 def test_nothing_else_is_allowed(verify, place, tmp_path):
     path = place / "nan.pt"
     assert verify(allowing(path, "keys"), path).status == 1

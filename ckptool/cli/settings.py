@@ -165,7 +165,8 @@ def _allowance(path: Path, entry: Mapping[str, Any]) -> Iterator[Allowance]:
     for name, text in given.items():
         if not isinstance(text, str) or not text.strip():
             raise CkptoolError(f"{path}: an entry of allow lacks its {name}; give sha256, check and reason as text")
-    if not _SHA256.fullmatch(str(given["sha256"])):
+    sha256 = str(given["sha256"]).lower()  # as CertUtil and PowerShell write it: in capitals
+    if not _SHA256.fullmatch(sha256):
         raise CkptoolError(f"{path}: allow.sha256 {given['sha256']}: write 64 hexadecimal digits, as sha256sum does")
     for check in checks_named(f"{path}: allow.check", [str(given["check"])]):
-        yield Allowance(str(given["sha256"]), check, str(given["reason"]))
+        yield Allowance(sha256, check, str(given["reason"]))
