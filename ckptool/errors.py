@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+AGAIN = "get the file again"  # the remedy where its bytes are not those that were written
+
 
 class CkptoolError(Exception):
     """Say in one sentence what could not be answered and what would settle it (exit status 2)."""

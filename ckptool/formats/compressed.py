@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.model.sources import CHUNK_BYTES
 
@@ -17,8 +17,6 @@ _FREE_BYTES = 64 << 20
 _MOST_INFLATION = 200
 _ALWAYS_BYTES = 1 << 30
 _XZ_MEMORY = 128 << 20
-
-_AGAIN = "get the file again"
 
 
 class _Engine(Protocol):
@@ -129,14 +127,14 @@ def _inflate(file: InputFile, kind: str, limit: int) -> Iterator[bytes]:
             else:
                 data = b""
     if engine is not None:
-        raise UnreadableCheckpoint(f"this is compressed with {kind} and cut short; {_AGAIN}")
+        raise UnreadableCheckpoint(f"this is compressed with {kind} and cut short; {AGAIN}")
 
 
 def _decompress(engine: _Engine, data: bytes, kind: str) -> bytes:
     try:
         return engine.decompress(data, CHUNK_BYTES)
     except _damage(kind) as error:
-        raise UnreadableCheckpoint(f"this is compressed with {kind} and damaged; {_AGAIN}") from error
+        raise UnreadableCheckpoint(f"this is compressed with {kind} and damaged; {AGAIN}") from error
 
 
 def _damage(kind: str) -> tuple[type[Exception], ...]:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 from ckptool.errors import IncompleteCheckpoint, UnreadableCheckpoint
 from ckptool.model.dtypes import DType
-from ckptool.model.values import DictNode, Stub
+from ckptool.model.values import MOST_DIMENSIONS, DictNode, Stub
 
 Sizes = tuple[int, ...]
 _RESAVE = "save it anew with torch.distributed.checkpoint"
 _STRIDED = "torch.strided"
-_MOST_DIMENSIONS = 64
 _LONGEST_PATH = 64
 
 
@@ -113,7 +112,7 @@ def _mapping(fields: DictNode, name: str) -> DictNode:
 
 
 def _sizes(value: Any, what: str) -> Sizes:
-    if not isinstance(value, tuple | list) or len(value) > _MOST_DIMENSIONS:
+    if not isinstance(value, tuple | list) or len(value) > MOST_DIMENSIONS:
         raise _odd(f"its {what} is no shape")
     if not all(type(size) is int and 0 <= size < 1 << 63 for size in value):
         raise _odd(f"its {what} is no shape")

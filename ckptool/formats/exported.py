@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InnerFile, InputFile
 from ckptool.formats.json_tables import read_json
 from ckptool.formats.pickle import GlobalLog, PickledStorage, read_pickle, view_tensor
@@ -43,7 +43,6 @@ _PAYLOAD = re.compile(r"[0-9A-Za-z_.-]{1,128}")
 _MODEL = re.compile(r"models/([^/]+)\.json")
 _VERSION = re.compile(rb'"torch_version": ?"([0-9A-Za-z.+]{1,40})"')
 
-_AGAIN = "get the file again"
 _RESAVE = "load it with torch.export.load and save its state_dict with torch.save"
 
 
@@ -66,7 +65,7 @@ class _Package:
         """
         found = self.records.get(self.root + name)
         if found is None:
-            raise UnreadableCheckpoint(f"the archive has no record {name!r:.100}; {_AGAIN}")
+            raise UnreadableCheckpoint(f"the archive has no record {name!r:.100}; {AGAIN}")
         return found
 
 
@@ -155,10 +154,10 @@ def _read_table(package: _Package, record: Record) -> dict[str, Any]:
     try:
         table = read_json(_read_record(package, record))
     except ValueError as error:
-        raise UnreadableCheckpoint(f"the table {record.name!r:.100} is not valid JSON; {_AGAIN}") from error
+        raise UnreadableCheckpoint(f"the table {record.name!r:.100} is not valid JSON; {AGAIN}") from error
     entries = table.get("config") if type(table) is dict else None
     if type(entries) is not dict:
-        raise UnreadableCheckpoint(f"the table {record.name!r:.100} is none of tensors; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the table {record.name!r:.100} is none of tensors; {AGAIN}")
     return entries
 
 
@@ -240,7 +239,7 @@ def _read_saved(package: _Package, record: Record) -> Any:
         return _read_object(package, record)
     archive = read_archive(inner) if kind == ["zip"] else None
     if archive is None or archive_kind(archive.records) != "torch-zip":
-        raise UnreadableCheckpoint(f"the record {record.name!r:.100} is no file of torch.save; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the record {record.name!r:.100} is no file of torch.save; {AGAIN}")
     saved = read_torch_zip(inner, archive)
     package.nested += saved.storages
     package.globals += saved.globals

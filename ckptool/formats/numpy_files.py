@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog, read_pickle, scan_rest
 from ckptool.formats.pickle.arrays import fortran_strides
@@ -21,13 +21,12 @@ from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.checksums import crc32, crc32_behind
 from ckptool.model.dtypes import BY_NUMPY, DType
 from ckptool.model.sources import ByteSource
-from ckptool.model.values import DictNode, Storage, Stub, TensorSpec
+from ckptool.model.values import MOST_DIMENSIONS, DictNode, Storage, Stub, TensorSpec
 
 MAGIC = b"\x93NUMPY"
 _PREAMBLE_BYTES = 12  # magic, version, and four bytes of header length at most
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _LARGEST_HEADER = 64 << 10
-_MOST_DIMENSIONS = 64
 _LARGEST_BYTES = 2**63 - 1
 _HEADER = re.compile(
     r"\{'descr': '(?P<descr>[^'\\]{1,32})', 'fortran_order': (?P<fortran>True|False), "
@@ -36,7 +35,6 @@ _HEADER = re.compile(
 _ORDERS = {"<": False, "|": False, ">": True}
 _OBJECTS = "O"
 
-_AGAIN = "get the file again"
 _RESAVE = "save it anew with numpy.save as an array of numbers"
 
 
@@ -125,7 +123,7 @@ def _read_array(place: _Place, log: GlobalLog) -> Any:
         numel *= size
     nbytes = numel * array.dtype.itemsize
     if nbytes != place.nbytes - array.start or nbytes > _LARGEST_BYTES:
-        raise _bad(place, f"has {place.nbytes - array.start:,} bytes, and its shape asks for {nbytes:,}", _AGAIN)
+        raise _bad(place, f"has {place.nbytes - array.start:,} bytes, and its shape asks for {nbytes:,}", AGAIN)
     source = place.source_from(array.start)
     storage = Storage(place.name, source, nbytes, big_endian=array.big_endian and array.dtype.itemsize > 1)
     return TensorSpec(array.dtype, array.shape, array.stride, 0, storage, is_numpy=True)
@@ -136,11 +134,11 @@ def _read_header(place: _Place) -> _Array:
     version = preamble[len(MAGIC) : len(MAGIC) + 1]
     width = _LENGTH_BYTES.get(version[0] if version else 0)
     if not preamble.startswith(MAGIC) or width is None or preamble[len(MAGIC) + 1 : len(MAGIC) + 2] != b"\0":
-        raise _bad(place, "does not begin as an array of NumPy does", _AGAIN)
+        raise _bad(place, "does not begin as an array of NumPy does", AGAIN)
     begin = len(MAGIC) + 2 + width
     start = begin + int.from_bytes(preamble[begin - width : begin], "little")
     if start > min(place.nbytes, _LARGEST_HEADER):
-        raise _bad(place, f"has a header that ends at byte {start:,} of {place.nbytes:,}", _AGAIN)
+        raise _bad(place, f"has a header that ends at byte {start:,} of {place.nbytes:,}", AGAIN)
     return _parse_header(place, place.read(start)[begin:], start)
 
 
@@ -153,8 +151,8 @@ def _parse_header(place: _Place, text: bytes, start: int) -> _Array:
     if order not in _ORDERS or (code not in BY_NUMPY and code != _OBJECTS):
         raise _bad(place, f"holds elements of the type {found['descr']!r:.40}, which no tensor has", _RESAVE)
     shape = tuple(int(size.rstrip(" L")) for size in found["shape"].split(",") if size.strip())
-    if len(shape) > _MOST_DIMENSIONS or any(size > _LARGEST_BYTES for size in shape):
-        raise _bad(place, "has a shape that no array can have", _AGAIN)
+    if len(shape) > MOST_DIMENSIONS or any(size > _LARGEST_BYTES for size in shape):
+        raise _bad(place, "has a shape that no array can have", AGAIN)
     stride = fortran_strides(shape) if found["fortran"] == "True" else fortran_strides(shape[::-1])[::-1]
     return _Array(BY_NUMPY.get(code), _ORDERS[order], shape, stride, start)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.pickle import GlobalLog, PickledStorage, read_pickle
 from ckptool.formats.sources import MemorySource
 from ckptool.formats.torch_legacy import COUNT_BYTES, check_preamble
@@ -15,7 +15,6 @@ from ckptool.formats.torch_zip import check_identifier
 from ckptool.model.values import Storage
 
 _LABEL = "a storage in the pickle"
-_AGAIN = "get the file again"
 
 
 def read_pickled_storage(data: bytes, log: GlobalLog) -> PickledStorage:
@@ -74,4 +73,4 @@ class _Stream:
 
 
 def _damaged(what: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(f"{_LABEL} {what}; {_AGAIN}")
+    return UnreadableCheckpoint(f"{_LABEL} {what}; {AGAIN}")

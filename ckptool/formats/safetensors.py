@@ -11,13 +11,13 @@ import json
 import re
 from typing import Any
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.rank_files import PARTS_FIELD, parts_of_one_rank
 from ckptool.formats.sources import StoredRange
 from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.dtypes import BY_NAME, BY_SAFETENSORS, DType
-from ckptool.model.values import DictNode, OpaqueTensor, Storage, TensorSpec, row_major
+from ckptool.model.values import MOST_DIMENSIONS, DictNode, OpaqueTensor, Storage, TensorSpec, row_major
 
 LENGTH_BYTES = 8
 LARGEST_HEADER = 100_000_000
@@ -25,14 +25,12 @@ LARGEST_HEADER = 100_000_000
 _FIELDS = frozenset(("dtype", "shape", "data_offsets"))
 # Six-bit floats have no torch type: bits per element, to check their size and to list them.
 _PACKED_BITS = {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-_MOST_DIMENSIONS = 64
 _LARGEST_SIZE = 2**63 - 1
 _LARGEST_COUNT = 2**64 - 1
 # Where a negative number may stand (or a name only looks like it); Python takes -0 for a size, the library does not.
 _MINUS = re.compile(r"[:\[,]\s*-")
 _SCALARS = (str, int, bool, type(None))
 
-_AGAIN = "get the file again"
 _RESAVE = "write it anew with safetensors"
 
 
@@ -76,20 +74,20 @@ def read_safetensors(file: InputFile) -> Checkpoint:
 def _read_header(file: InputFile) -> tuple[str, int]:
     """Give the header's text and the offset of the first tensor byte."""
     if file.size < LENGTH_BYTES:
-        raise UnreadableCheckpoint(f"the file has only {file.size} bytes, too few for safetensors; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the file has only {file.size} bytes, too few for safetensors; {AGAIN}")
     nbytes = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
     if nbytes > LARGEST_HEADER:
         raise UnreadableCheckpoint(
-            f"the safetensors header declares {nbytes:,} bytes, more than the {LARGEST_HEADER:,} allowed; {_AGAIN}"
+            f"the safetensors header declares {nbytes:,} bytes, more than the {LARGEST_HEADER:,} allowed; {AGAIN}"
         )
     if LENGTH_BYTES + nbytes > file.size:
         raise UnreadableCheckpoint(
-            f"the file is truncated: its header declares {nbytes:,} bytes, and the file has {file.size:,}; {_AGAIN}"
+            f"the file is truncated: its header declares {nbytes:,} bytes, and the file has {file.size:,}; {AGAIN}"
         )
     try:
         return file.read(LENGTH_BYTES, nbytes).decode("utf-8"), LENGTH_BYTES + nbytes
     except UnicodeDecodeError as error:
-        raise UnreadableCheckpoint(f"the safetensors header is not UTF-8; {_AGAIN}") from error
+        raise UnreadableCheckpoint(f"the safetensors header is not UTF-8; {AGAIN}") from error
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -105,9 +103,9 @@ def _parse(text: str) -> dict[str, Any]:
         if "\\u" in text:
             _strings(header).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise UnreadableCheckpoint(f"the safetensors header is not valid JSON; {_AGAIN}") from error
+        raise UnreadableCheckpoint(f"the safetensors header is not valid JSON; {AGAIN}") from error
     if type(header) is not dict:
-        raise UnreadableCheckpoint(f"the safetensors header is no table of tensors; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the safetensors header is no table of tensors; {AGAIN}")
     return header
 
 
@@ -163,7 +161,7 @@ def _check_entry(name: str, entry: Any) -> str:
     for number in (*shape, *offsets):
         if type(number) is not int or number > _LARGEST_SIZE:
             raise _bad(name, "has a size or an offset that is no number of elements or bytes")
-    if len(shape) > _MOST_DIMENSIONS:
+    if len(shape) > MOST_DIMENSIONS:
         raise _bad(name, f"has {len(shape):,} dimensions, more than any tensor")
     return "" if len(entry) == len(_FIELDS) else _check_unknown(name, entry)
 
@@ -229,10 +227,10 @@ def _check_cover(ranges: list[tuple[int, int, str]], nbytes: int) -> None:
         position = end
     if position > nbytes:
         raise UnreadableCheckpoint(
-            f"the file is truncated: its tensors need {position:,} bytes and {nbytes:,} are there; {_AGAIN}"
+            f"the file is truncated: its tensors need {position:,} bytes and {nbytes:,} are there; {AGAIN}"
         )
     if position < nbytes:
-        raise UnreadableCheckpoint(f"{nbytes - position:,} bytes follow the last tensor; cut them off or {_AGAIN}")
+        raise UnreadableCheckpoint(f"{nbytes - position:,} bytes follow the last tensor; cut them off or {AGAIN}")
 
 
 def _bad(name: str, what: str) -> UnreadableCheckpoint:

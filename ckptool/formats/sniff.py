@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.safetensors import LARGEST_HEADER, LENGTH_BYTES
 from ckptool.formats.zip import LOCAL_SIGNATURE, has_directory
@@ -28,7 +28,6 @@ _LFS_SIZE = re.compile(rb"^size (\d{1,20})\r?$", re.MULTILINE)
 # ModelProto: ir_version (field 1), then producer_name (field 2), a short printable text.
 _ONNX = re.compile(rb"\x08[\x01-\x1f]\x12[\x01-\x40][\x20-\x7e]{2}")
 
-_AGAIN = "get the file again"
 _EXPORT = "load it where it was made and save its tensors with torch.save or safetensors"
 
 # Where it stands, the first bytes, what it is and what to do; the first match counts.
@@ -91,7 +90,7 @@ def sniff(file: InputFile) -> str:
     :raises UnreadableCheckpoint: it is none of them, or more than one at once.
     """
     if file.size == 0:
-        raise UnreadableCheckpoint(f"the file is empty; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the file is empty; {AGAIN}")
     head = file.read(0, min(file.size, HEAD_BYTES))
     found = recognise(head)
     # Readers that look at the end of a file first would take it for a zip archive.
@@ -119,7 +118,7 @@ def archive_kind(names: Iterable[str]) -> str:
     """
     listed = list(names)
     if not any(not name.endswith("/") for name in listed):
-        raise UnreadableCheckpoint(f"this is an empty zip archive; {_AGAIN}")
+        raise UnreadableCheckpoint(f"this is an empty zip archive; {AGAIN}")
     text = "\n".join(listed)  # one look at all names before one at each
     for word, pattern, meaning in _ARCHIVES:
         if word in text and any(pattern.search(name) for name in listed):
@@ -226,8 +225,8 @@ def is_onnx(head: bytes) -> bool:
 def _explain_zeros(file: InputFile, head: bytes) -> str:
     nbytes = min(file.size, _SEARCHED_BYTES)
     if any(file.read(0, nbytes)) or any(file.read(file.size - nbytes, nbytes)):
-        return f"the file begins with {len(head):,} zero bytes, as no checkpoint does; {_AGAIN}"
-    return f"the file is filled with zeros, as a full disk or a download that never ended leaves it; {_AGAIN}"
+        return f"the file begins with {len(head):,} zero bytes, as no checkpoint does; {AGAIN}"
+    return f"the file is filled with zeros, as a full disk or a download that never ended leaves it; {AGAIN}"
 
 
 def _explain_lfs(_: InputFile, head: bytes) -> str:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.model.repeats import first_repeated
 
@@ -28,7 +28,6 @@ _NOT_SAID = (0, 0o77777777777)  # what the size field holds where only an extend
 _OCTAL = re.compile(rb"[ \0]*([0-7]+)[ \0]*")
 _RECORD = re.compile(rb"(\d{1,7}) ([^=\n]+)=")
 
-_AGAIN = "get the file again"
 _REPACK = "unpack it and name the checkpoint in it"
 
 
@@ -78,7 +77,7 @@ def read_tar(file: InputFile) -> list[TarMember]:
 def _read_block(reading: _Reading) -> bytes:
     if reading.position + BLOCK > reading.file.size:
         raise UnreadableCheckpoint(
-            f"this is a truncated tar archive: {reading.file.size:,} bytes are there, its end is not; {_AGAIN}"
+            f"this is a truncated tar archive: {reading.file.size:,} bytes are there, its end is not; {AGAIN}"
         )
     block = reading.file.read(reading.position, BLOCK)
     reading.position += BLOCK
@@ -141,7 +140,7 @@ def _skip(reading: _Reading, nbytes: int, name: str) -> None:
     end = reading.position + -(-nbytes // BLOCK) * BLOCK
     if end > reading.file.size:
         raise UnreadableCheckpoint(
-            f"the tar archive is truncated: {name!r:.100} ends at byte {end:,} of {reading.file.size:,}; {_AGAIN}"
+            f"the tar archive is truncated: {name!r:.100} ends at byte {end:,} of {reading.file.size:,}; {AGAIN}"
         )
     reading.position = end
 
@@ -197,4 +196,4 @@ def _check_end(reading: _Reading) -> None:
 
 
 def _damaged(what: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(f"the tar archive is damaged or was tampered with: {what}; {_AGAIN}")
+    return UnreadableCheckpoint(f"the tar archive is damaged or was tampered with: {what}; {AGAIN}")

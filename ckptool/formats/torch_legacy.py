@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import (
     SCANNED_BYTES,
@@ -35,7 +35,6 @@ _HEAD_GROWTH = 8
 # Sizes of C types in bytes; torch writes those of struct's standard mode on every machine.
 _TYPE_SIZES = {"short": 2, "int": 4, "long": 4}
 
-_AGAIN = "get the file again"
 _RESAVE = "write it anew with torch.save"
 
 
@@ -138,9 +137,9 @@ def check_preamble(stream: PickleStream) -> None:
             "the preamble of the file names code, which torch never writes there; do not trust it"
         )
     if type(magic) is not int or magic != _MAGIC or type(protocol) is not int or protocol != _PROTOCOL:
-        raise UnreadableCheckpoint(f"the preamble is not that of torch's format {_PROTOCOL}; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the preamble is not that of torch's format {_PROTOCOL}; {AGAIN}")
     if type(system) is not DictNode or system.get("protocol_version") != _PROTOCOL:
-        raise UnreadableCheckpoint(f"the system information in the preamble is damaged; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the system information in the preamble is damaged; {AGAIN}")
     sizes = system.get("type_sizes")
     if system.get("little_endian") is not True or type(sizes) is not DictNode or sizes.text_items() != _TYPE_SIZES:
         raise UnreadableCheckpoint(
@@ -176,7 +175,7 @@ class _StorageTable:
         nbytes = numel * itemsize
         if nbytes > self._file.size:
             raise UnreadableCheckpoint(
-                f"the storage {key!r:.80} declares {nbytes:,} bytes, but the file has {self._file.size:,}; {_AGAIN}"
+                f"the storage {key!r:.80} declares {nbytes:,} bytes, but the file has {self._file.size:,}; {AGAIN}"
             )
         source = StoredRange(self._file, f"storage {key}", 0, nbytes)
         return _Root(("storage", kind, key, location, numel), source, Storage(key, source, nbytes, location))
@@ -187,7 +186,7 @@ class _StorageTable:
             raise UnreadableCheckpoint(f"a view of the storage {key!r:.80} is not what torch writes; {_RESAVE}")
         view_key, offset, size = view
         if offset < 0 or size < 0 or offset + size > numel:
-            raise UnreadableCheckpoint(f"a view of the storage {key!r:.80} reaches beyond it; {_AGAIN}")
+            raise UnreadableCheckpoint(f"a view of the storage {key!r:.80} reaches beyond it; {AGAIN}")
         # torch keeps the first view of a name for all later ones.
         if self._views.setdefault(view_key, (key, offset, size)) != (key, offset, size):
             raise UnreadableCheckpoint(f"the storage view {view_key!r:.80} is declared twice, differently; {_RESAVE}")
@@ -196,9 +195,9 @@ class _StorageTable:
     def place(self, keys: Any, position: int) -> int:
         """Lay the storages out behind the pickles, in the order of ``keys``; give the end of the last, in bytes."""
         if type(keys) is not list or any(type(key) is not str for key in keys) or len(set(keys)) != len(keys):
-            raise UnreadableCheckpoint(f"the list of storages is damaged; {_AGAIN}")
+            raise UnreadableCheckpoint(f"the list of storages is damaged; {AGAIN}")
         if set(keys) != self._roots.keys():
-            raise UnreadableCheckpoint(f"the list of storages is not that of the tensors; {_AGAIN}")
+            raise UnreadableCheckpoint(f"the list of storages is not that of the tensors; {AGAIN}")
         # torch looks both up in one table, so a name that is both would mean either.
         if self._views.keys() & self._roots.keys():
             raise UnreadableCheckpoint(f"a storage and a view of one have the same name; {_RESAVE}")
@@ -212,12 +211,12 @@ class _StorageTable:
         end = begin + root.storage.nbytes
         if end > self._file.size:
             raise UnreadableCheckpoint(
-                f"the file is truncated: the storage {key!r:.80} ends at byte {end:,} of {self._file.size:,}; {_AGAIN}"
+                f"the file is truncated: the storage {key!r:.80} ends at byte {end:,} of {self._file.size:,}; {AGAIN}"
             )
         count = int.from_bytes(self._file.read(position, COUNT_BYTES), "little", signed=True)
         if count != numel:
             raise UnreadableCheckpoint(
-                f"the storage {key!r:.80} declares {numel:,} elements and has {count:,}; {_AGAIN}"
+                f"the storage {key!r:.80} declares {numel:,} elements and has {count:,}; {AGAIN}"
             )
         root.source.place(begin)
         return end

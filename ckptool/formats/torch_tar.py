@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InnerFile, InputFile
 from ckptool.formats.pickle import (
     GlobalLog,
@@ -28,16 +28,13 @@ from ckptool.formats.sources import StoredRange
 from ckptool.formats.tar import TarMember
 from ckptool.formats.torch_zip import LARGEST_PICKLE
 from ckptool.model.checkpoint import Checkpoint, Finding
-from ckptool.model.values import DictNode, Storage, TensorSpec
+from ckptool.model.values import MOST_DIMENSIONS, DictNode, Storage, TensorSpec
 
 MEMBERS = frozenset({"sys_info", "pickle", "storages", "tensors"})
 _WINDOW_BYTES = 64 << 10
 _GROWTH = 8
-_MOST_DIMENSIONS = 64
 _COUNT = struct.Struct("<q")
 _DIMENSIONS = struct.Struct("<i4x")
-
-_AGAIN = "get the file again"
 
 
 class _Stream:
@@ -133,7 +130,7 @@ def _read_members(inside: dict[str, InnerFile], log: GlobalLog) -> tuple[Any, li
 
 def _read_object(file: InputFile) -> bytes:
     if file.size > LARGEST_PICKLE:
-        raise UnreadableCheckpoint(f"its pickle has {file.size:,} bytes, more than are read; {_AGAIN}")
+        raise UnreadableCheckpoint(f"its pickle has {file.size:,} bytes, more than are read; {AGAIN}")
     return file.read(0, file.size)
 
 
@@ -193,7 +190,7 @@ def _read_tensors(stream: _Stream, storages: dict[int, PickledStorage]) -> dict[
     for _ in range(stream.count()):
         key, storage_key, _ = _triple(stream)
         (dimensions,) = stream.numbers(_DIMENSIONS)
-        if not 0 <= dimensions <= _MOST_DIMENSIONS:
+        if not 0 <= dimensions <= MOST_DIMENSIONS:
             raise _damaged(f"a tensor has {dimensions:,} dimensions")
         sizes = stream.numbers(struct.Struct(f"<{dimensions}q"))
         strides = stream.numbers(struct.Struct(f"<{dimensions}q"))
@@ -215,4 +212,4 @@ def _check_end(stream: _Stream) -> None:
 
 
 def _damaged(what: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(f"this checkpoint of torch before 0.1.10 is damaged: {what}; {_AGAIN}")
+    return UnreadableCheckpoint(f"this checkpoint of torch before 0.1.10 is damaged: {what}; {AGAIN}")

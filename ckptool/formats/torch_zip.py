@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ckptool.errors import ChecksumMismatch, UnreadableCheckpoint
+from ckptool.errors import AGAIN, ChecksumMismatch, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import (
     SCANNED_BYTES,
@@ -50,7 +50,6 @@ _EXTRA_KINDS = (
     (re.compile(r""), "extra-member", "records that torch.save does not write"),
 )
 
-_AGAIN = "get the file again"
 _RESAVE = "write it anew with torch.save"
 
 
@@ -145,7 +144,7 @@ def read_pickle_record(
     limit = min(LARGEST_PICKLE, record.stored_bytes * _MOST_INFLATION + _SMALL_RECORD)
     if record.nbytes > limit:
         raise UnreadableCheckpoint(
-            f"the record {record.name!r:.100} declares {record.nbytes:,} bytes, more than are read; {_AGAIN}"
+            f"the record {record.name!r:.100} declares {record.nbytes:,} bytes, more than are read; {AGAIN}"
         )
     source = record._replace(crc32=0).open(file)
     data = b"".join([bytes(chunk) for chunk in source.stream()])
@@ -161,7 +160,7 @@ def read_pickle_record(
 
 
 def _mismatch(record: Record, log: GlobalLog) -> ChecksumMismatch:
-    error = ChecksumMismatch(f"the bytes of {record.name!r:.100} do not match their stored checksum; {_AGAIN}")
+    error = ChecksumMismatch(f"the bytes of {record.name!r:.100} do not match their stored checksum; {AGAIN}")
     error.globals = log.uses()
     return error
 
@@ -222,12 +221,12 @@ class StorageTable:
     def _load_new(self, kind: StorageType, key: str, location: str, numel: int) -> PickledStorage:
         record = self._records.get(self._prefix + key)
         if record is None:
-            raise UnreadableCheckpoint(f"the storage {key!r:.80} has no record in the archive; {_AGAIN}")
+            raise UnreadableCheckpoint(f"the storage {key!r:.80} has no record in the archive; {AGAIN}")
         self._used.add(record.name)
         itemsize = kind.dtype.itemsize if kind.dtype else 1
         if numel * itemsize != record.nbytes:
             raise UnreadableCheckpoint(
-                f"the storage {key!r:.80} declares {numel * itemsize:,} bytes and has {record.nbytes:,}; {_AGAIN}"
+                f"the storage {key!r:.80} declares {numel * itemsize:,} bytes and has {record.nbytes:,}; {AGAIN}"
             )
         if self._big_endian and kind.dtype is None and numel:
             # torch swaps by the storage's type, so it reads these wrongly: there is no right answer to agree with.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.pickle import GlobalLog
 from ckptool.formats.sources import read_bytes
@@ -41,7 +41,6 @@ _OWN_RECORD = re.compile(
     r"|(?:code|extra|data|constants|traced_inputs|tensors)/.*"
 )
 
-_AGAIN = "get the file again"
 _EXPORT = "load it with torch.jit.load and save its state_dict() with torch.save"
 
 
@@ -193,7 +192,7 @@ def _as_module(value: Any, classes: dict[tuple[str, str], Names]) -> Stub:
     names = classes.get(_class_of(value.ref)) if isinstance(value, Stub) else None
     if not isinstance(value, Stub) or names is None or not names.is_module:
         what = value.ref.full_name if isinstance(value, Stub) else type(value).__name__
-        raise UnreadableCheckpoint(f"the TorchScript archive lacks the class {what!r:.100} of its module; {_AGAIN}")
+        raise UnreadableCheckpoint(f"the TorchScript archive lacks the class {what!r:.100} of its module; {AGAIN}")
     return value
 
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.json_tables import read_json
 from ckptool.formats.pickle import PickledStorage, view_tensor
@@ -33,8 +33,6 @@ _DTYPES = {
     "INT64": "int64", "FLOAT16": "float16", "DOUBLE": "float64",
 }  # fmt: skip
 _INTEGER = re.compile(r"-?\d{1,19}")
-
-_AGAIN = "get the file again"
 
 
 @dataclass
@@ -176,4 +174,4 @@ def _collect_one(program: _Program, weights: Weights, prefix: str, module: dict[
 
 
 def _bad(what: str) -> UnreadableCheckpoint:
-    return UnreadableCheckpoint(f"this TorchScript archive of torch before 1.2 is damaged: {what}; {_AGAIN}")
+    return UnreadableCheckpoint(f"this TorchScript archive of torch before 1.2 is damaged: {what}; {AGAIN}")

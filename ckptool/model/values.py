@@ -27,6 +27,8 @@ else:
 Severity = Literal["safe", "info", "unknown", "dangerous"]
 Kind = TypeVar("Kind")
 
+MOST_DIMENSIONS = 64  # of a tensor: NumPy makes none with more, and torch reduces none
+
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def _frozen_when_checked(kind: type[Kind]) -> type[Kind]:

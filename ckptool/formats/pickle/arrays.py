@@ -15,7 +15,7 @@ from ckptool.formats.pickle import limits
 from ckptool.formats.pickle.reading import Draft, Handler, Malformed, Reading
 from ckptool.formats.sources import MemorySource
 from ckptool.model.dtypes import BY_NUMPY, DType
-from ckptool.model.values import GlobalRef, Storage, Stub, TensorSpec
+from ckptool.model.values import MOST_DIMENSIONS, GlobalRef, Storage, Stub, TensorSpec
 
 _ORDERS = {"<": False, "=": False, "|": False, ">": True}  # "=" is the writer's own order: every one of today is little
 # Objects, texts, records and dates, and numbers of more bits than any tensor's.
@@ -113,7 +113,7 @@ def _array(reading: Reading, ref: GlobalRef, parts: tuple[Any, ...]) -> Any:
         return _foreign_array(reading, ref, (shape, dtype, data))
     if (
         type(shape) is not tuple
-        or len(shape) > limits.DIMENSIONS
+        or len(shape) > MOST_DIMENSIONS
         or not all(type(size) is int and 0 <= size <= limits.EXTENT for size in shape)
     ):
         raise Malformed("holds a NumPy array with an impossible shape")

@@ -18,5 +18,4 @@ NAME_CHARACTERS = 256
 NESTING = 256
 NODES = 5_000_000
 NON_TEXT_KEYS = 1_000_000
-DIMENSIONS = 64
 EXTENT = 2**63 - 1  # the largest size, stride, offset or length in bytes

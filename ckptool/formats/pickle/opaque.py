@@ -11,7 +11,7 @@ from ckptool.formats.pickle import limits
 from ckptool.formats.pickle.reading import Handler, Malformed, Reading
 from ckptool.formats.pickle.views import arguments, check_hooks, check_view, dtype_of
 from ckptool.model.dtypes import DType
-from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, TensorSpec
+from ckptool.model.values import MOST_DIMENSIONS, DictNode, GlobalRef, OpaqueTensor, TensorSpec
 
 KINDS = {"DTensor": "dtensor", "ShardedTensor": "sharded", "NestedTensor": "nested"}
 NARROW = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
@@ -75,7 +75,7 @@ _SPARSE = {
 def _is_shape(value: Any) -> bool:
     return (
         type(value) is tuple
-        and len(value) <= limits.DIMENSIONS
+        and len(value) <= MOST_DIMENSIONS
         and all(type(size) is int and 0 <= size <= limits.EXTENT for size in value)
     )
 

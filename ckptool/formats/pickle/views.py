@@ -8,7 +8,7 @@ from typing import Any
 from ckptool.formats.pickle import limits
 from ckptool.formats.pickle.reading import Malformed, PickledStorage, Reading
 from ckptool.model.dtypes import BY_NAME, PER_BYTE, DType
-from ckptool.model.values import DictNode, TensorSpec
+from ckptool.model.values import MOST_DIMENSIONS, DictNode, TensorSpec
 
 BYTES = BY_NAME["uint8"]
 
@@ -42,7 +42,7 @@ def check_view(storage: Any, dtype: Any, offset: Any, shape: Any, stride: Any) -
 
 def _measure(shape: tuple[Any, ...], stride: tuple[Any, ...]) -> tuple[int, int]:
     """Give the distance from the first element to the last, and the number of elements."""
-    if len(shape) != len(stride) or len(shape) > limits.DIMENSIONS:
+    if len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS:
         raise Malformed(f"rebuilds a tensor with {len(shape)} sizes and {len(stride)} strides")
     span, numel = 0, 1
     for size, step in zip(shape, stride, strict=True):

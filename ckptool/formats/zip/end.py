@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import struct
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
-from ckptool.formats.zip.layout import AGAIN, IN_ZIP64, REZIP, End, inconsistent
+from ckptool.formats.zip.layout import IN_ZIP64, REZIP, End, inconsistent
 
 _END = struct.Struct("<4s4H2IH")
 _END64_LOCATOR = struct.Struct("<4sIQI")

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ckptool.errors import UnreadableCheckpoint
+from ckptool.errors import AGAIN, UnreadableCheckpoint
 from ckptool.formats.file import InputFile
 from ckptool.formats.sources import DeflatedRecord, StoredRange
 from ckptool.model.checkpoint import Finding
@@ -38,7 +38,6 @@ KNOWN_FLAGS = 1 << 1 | 1 << 2 | HAS_DESCRIPTOR | IS_UTF8
 IS_FOLDER = 0x10
 
 REZIP = "write the checkpoint anew with torch.save"
-AGAIN = "get the file again"
 
 
 class Record(NamedTuple):
