@@ -691,3 +691,43 @@ def test_an_object_beside_weights_adds_no_choice_but_can_be_named(run, tmp_path)
     assert list(load(tmp_path / "norm.pt")) == ["weight", "bias"]
     torch.save(nn.ReLU(), tmp_path / "act.pt")
     assert "no model weights in this file" in run("convert", tmp_path / "act.pt", tmp_path / "no.pt").err
+
+
+FLAT = {"a.weight": torch.ones(2, 2), "a.bias": torch.zeros(2), "b.weight": torch.ones(3)}
+
+
+@pytest.mark.parametrize("odd", [{"norm": {"mean": torch.ones(3)}}, {"act": nn.ReLU(), "cfg": {"w": torch.ones(1)}}])
+def test_an_entry_with_a_tensor_inside_does_not_stand_for_the_whole_state_dict(run, tmp_path, odd):
+    torch.save({**FLAT, **odd}, tmp_path / "in.pt")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--json")
+    assert ran.status == 0, ran.err
+    written = load(tmp_path / "out.pt")
+    assert_same({name: written[name] for name in FLAT}, FLAT)
+    (nested,) = (value for value in odd.values() if isinstance(value, dict))
+    (kept,) = (value for value in written.values() if isinstance(value, dict))
+    assert_same(kept, nested)
+    assert {*written, *(dropped["name"] for dropped in json.loads(ran.out)["dropped"])} == {*FLAT, *odd}
+    assert run("convert", tmp_path / "in.pt", tmp_path / "no.safetensors").status == 2
+
+
+def test_tensors_inside_a_foreign_object_of_a_state_dict_are_no_silent_loss(run, tmp_path):
+    torch.save({**FLAT, "cell.param": Learner(weight=torch.ones(2))}, tmp_path / "in.pt")
+    for name in ("out.pt", "out.safetensors"):
+        ran = run("convert", tmp_path / "in.pt", tmp_path / name)
+        assert (ran.status, (tmp_path / name).exists()) == (2, False)
+        assert f'"cell.param": holds tensors inside a pickled {Learner.__module__}.Learner' in ran.err
+        assert "--exclude cell.param" in ran.err
+    assert run("convert", tmp_path / "in.pt", tmp_path / "out.pt", "--exclude", "cell.param").status == 0
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "fields.pt", "--foreign", "fields")
+    assert ran.status == 0, ran.err
+    assert load(tmp_path / "fields.pt")["cell.param"]["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dynamically_quantized_lstm_is_refused_by_name(run, tmp_path):
+    net = nn.Sequential(nn.LSTM(2, 2), nn.Linear(2, 2))
+    quantized = torch.ao.quantization.quantize_dynamic(net, {nn.LSTM, nn.Linear})
+    torch.save(quantized.state_dict(), tmp_path / "in.pt")
+    ran = run("convert", tmp_path / "in.pt", tmp_path / "out.pt")
+    assert ran.status == 2
+    assert '"0._all_weight_values.0.param": holds tensors inside a pickled torch.ScriptObject' in ran.err

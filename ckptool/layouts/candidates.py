@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 from ckptool.layouts.distributed import whole_tensors
 from ckptool.layouts.modules import is_module, module_entries
 from ckptool.layouts.producers import Layout
+from ckptool.model.dtypes import DType
 from ckptool.model.plans import CLEAN_MARK, Role, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec
 
@@ -147,7 +148,7 @@ def _is_weights_like(value: Any) -> TypeGuard[DictNode]:
 
 
 def _says_nothing(key: str, value: Any) -> bool:
-    return value is None or type(value) in (bytes, str) or key.endswith("_extra_state")
+    return value is None or type(value) in (bytes, str, DType) or key.endswith("_extra_state")
 
 
 def _is_side_value(key: str, value: TensorSpec | OpaqueTensor) -> bool:
@@ -157,11 +158,20 @@ def _is_side_value(key: str, value: TensorSpec | OpaqueTensor) -> bool:
 
 
 def _holds_state_dict(value: DictNode) -> bool:
-    return any(
-        is_module(child) or _is_weights_like(child)
-        for key, child in value.pairs
-        if type(child) is not TensorSpec and type(key) is str and not key.endswith("_extra_state")
-    )
+    """Tell a container from a state dict with a few tensors inside one of its entries."""
+    others = [pair for pair in value.pairs if type(pair[1]) is not TensorSpec and type(pair[0]) is str]
+    own = len(value) - len(others)
+    return any(_is_nested(key, child, own) for key, child in others if not key.endswith("_extra_state"))
+
+
+def _is_nested(key: str, child: Any, own: int) -> bool:
+    """Tell a state dict of its own: by its name, or because it has as many tensors as what stands beside it."""
+    if not is_module(child) and not _is_weights_like(child):
+        return False
+    entries = module_entries(child) if is_module(child) else child.text_items()
+    tensors = sum(map(_is_tensor, entries.values()))
+    is_named = "." not in key and _role_of((key,), None)[1] != UNKNOWN_NAME
+    return tensors > 0 and (is_named or tensors >= own)
 
 
 def _described(path: tuple[str, ...], value: Any, layout: Layout | None) -> StateDict:

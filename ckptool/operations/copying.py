@@ -120,7 +120,7 @@ def plan_copy(
     :raises UnsupportedTensor: a selected tensor is not one dense array, or its view cannot be written out.
     :raises UnreadableCheckpoint: with ``keep_rest``, the rest cannot be rebuilt as plain data.
     """
-    policy = OpaquePolicy(options.densify, options.dequantize, kind)
+    policy = OpaquePolicy(options.densify, options.dequantize, kind, options.foreign == "fields")
     placer = _Placer(options.ties == "keep", policy)
     refuse_unwritable(checkpoint.path, state_dict, key_plan.kept, policy)
     specs, opaque = _selected_tensors(state_dict, key_plan, policy)

@@ -45,13 +45,23 @@ def unwritable(key: str, value: Any, policy: OpaquePolicy) -> str:
     if array is not None:
         return f"a NumPy array of {_elements(array)}, which no tensor can hold"
     tensors = [node for node in nodes if isinstance(node, TensorSpec | OpaqueTensor)]
+    is_extra = key.endswith("_extra_state")
+    lost = next((node for node in nodes if isinstance(node, Stub) and _is_lost(node, policy)), None)
+    if lost is not None and not is_extra:
+        return f"holds tensors inside a pickled {lost.ref.full_name}, which is not written"
     reasons = (policy.refusal(node) for node in tensors if isinstance(node, OpaqueTensor))
     reason = next(filter(None, reasons), "")
     if reason or isinstance(value, OpaqueTensor):
         return reason
-    if policy.kind == "safetensors" and not key.endswith("_extra_state") and tensors:
+    if policy.kind == "safetensors" and tensors and not is_extra:
         return "holds tensors inside, which a safetensors file cannot, but a .pt file can"
     return ""
+
+
+def _is_lost(stub: Stub, policy: OpaquePolicy) -> bool:
+    """Tell whether an object goes, and tensors with it."""
+    is_kept = policy.keeps_fields and bool(stub.fields or stub.pairs or stub.items)
+    return not is_kept and any(isinstance(node, TensorSpec | OpaqueTensor) for _, node in walk(stub))
 
 
 _ELEMENTS = {

@@ -35,12 +35,13 @@ class OpaquePolicy:
     """Say what becomes of each tensor that is no dense array; the same tensor always becomes the same.
 
     ``densify`` and ``dequantize`` make sparse and quantized ones dense; ``made_dense`` tells which. Without any options
-    only dense arrays are accepted.
+    only dense arrays are accepted. ``keeps_fields``: of objects of foreign classes the fields are written.
     """
 
     densify: bool = False
     dequantize: bool = False
     kind: OutputKind = "safetensors"
+    keeps_fields: bool = False
     made_dense: list[MadeDense] = field(default_factory=list)
     _dense: dict[int, TensorSpec] = field(default_factory=dict)
     _planned: dict[int, PlannedOpaque] = field(default_factory=dict)
