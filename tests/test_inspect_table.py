@@ -149,6 +149,24 @@ def test_names_tell_what_the_files_do_not(names: list[str], expected: str, run: 
     assert best(run, tmp_path) == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "expected", "reason"),
+    [
+        (["epoch=1-loss=0.5.ckpt", "epoch=3-step=100-loss=0.5.ckpt"], "epoch=1-loss=0.5.ckpt", "the earliest counts"),
+        (["epoch=3-step=5-loss=0.5.ckpt", "epoch=1-step=9-loss=0.5.ckpt"], "epoch=3-step=5-loss=0.5.ckpt", "earliest"),
+        (["b-loss=0.5.ckpt", "epoch=1-loss=0.5.ckpt"], "b-loss=0.5.ckpt", "none tells when"),
+        (["loss=0,25.ckpt", "loss=0.5.ckpt"], "loss=0.5.ckpt", "lowest loss of 1"),
+    ],
+)
+def test_of_equal_scores_the_earliest_is_told_by_what_all_have(
+    names: list[str], expected: str, reason: str, run: Run, tmp_path: Path
+) -> None:
+    for name in names:
+        save(tmp_path / name)
+    assert best(run, tmp_path) == expected
+    assert reason in table(run, tmp_path)["reason"]
+
+
 def test_what_a_file_states_outranks_its_name(run: Run, tmp_path: Path) -> None:
     lightning(tmp_path / "epoch=1-val_loss=0.10.ckpt", 1, 0.5)
     lightning(tmp_path / "epoch=2-val_loss=0.90.ckpt", 2, 0.25)

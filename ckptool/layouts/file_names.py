@@ -12,7 +12,7 @@ NAME_EVIDENCE = "from the file's name"
 
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?(?:[eE][-+]?\d+)?|nan|inf)"
 # ``epoch=09-val_loss=0.38.ckpt``: Lightning's template, which many copy.
-_PAIR = re.compile(rf"([A-Za-z][\w/@]*)=({_NUMBER})(?![0-9A-Za-z])")
+_PAIR = re.compile(rf"([A-Za-z][\w/@]*)=({_NUMBER})(?![0-9A-Za-z]|,\d)")  # 0,25 is no 0
 _SCORE_WORDS = "|".join(sorted(METRIC_WORDS - {"best", "map", "metric", "score"}, key=len, reverse=True))
 # ``val_acc_0.91``, ``loss0.35``: a score is a decimal fraction; a whole number could count anything.
 _SCORE = re.compile(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import PurePath
 
 from ckptool.layouts.directions import better_direction
@@ -105,8 +106,8 @@ def _direction(able: Sequence[FileRow], metric: str, asked: Mode | None) -> Fact
 def _ranked(rows: Sequence[FileRow], able: Sequence[FileRow], metric: Fact, mode: Fact) -> Ranking:
     sign = 1 if mode.value == "min" else -1
     scored = [(score, row) for row in able if (score := _score_of(row, metric.value)) is not None]
-    scored.sort(key=lambda pair: (sign * pair[0], *_age(pair[1])))
-    first = [row for _, row in scored]
+    scored.sort(key=lambda pair: sign * pair[0])
+    first = [row for _, same in groupby(scored, key=_first) for row in _in_order([row for _, row in same])]
     if not first:
         refusal = f"{metric.value}: no file here has a finite value of it; choose another one with --metric"
         return Ranking(_unranked(rows), metric=metric, mode=mode, refusal=refusal)
@@ -127,19 +128,40 @@ def _score_of(row: FileRow, metric: str) -> float | None:
     return score if math.isfinite(score) else None
 
 
-def _age(row: FileRow) -> tuple[float, float, bool, str]:
+def _first(pair: tuple[float, FileRow]) -> float:
+    return pair[0]
+
+
+def _in_order(rows: Sequence[FileRow]) -> list[FileRow]:
     """Order equal scores: the first to reach one; trainers keep a score when they save later without a better one."""
-    steps = [
-        fact.value if fact is not None and type(fact.value) is int else math.inf
-        for fact in (row.global_step, row.epoch)
-    ]
-    return (steps[0], steps[1], not says_best(PurePath(row.path).name), row.path)
+    clocks = _clocks(rows)
+    return sorted(
+        rows, key=lambda row: (*[clock(row) for clock in clocks], not says_best(PurePath(row.path).name), row.path)
+    )
+
+
+def _clocks(rows: Sequence[FileRow]) -> list[Callable[[FileRow], float]]:
+    """Give what tells earlier from later: all of the files must have it."""
+    return [clock for clock in (_step, _epoch) if all(clock(row) != math.inf for row in rows)]
+
+
+def _step(row: FileRow) -> float:
+    return _count(row.global_step)
+
+
+def _epoch(row: FileRow) -> float:
+    return _count(row.epoch)
+
+
+def _count(fact: Fact | None) -> float:
+    return fact.value if fact is not None and type(fact.value) is int else math.inf
 
 
 def _why(best: float, scored: Sequence[tuple[float, FileRow]], metric: Fact, mode: Fact) -> str:
-    equal = sum(1 for score, _ in scored if score == best) - 1
+    equal = [row for score, row in scored if score == best]
+    counts = "the earliest counts" if _clocks(equal) else "none tells when, the first listed counts"
     extreme = "lowest" if mode.value == "min" else "highest"
-    tied = f", as in {equal} more: the earliest counts" if equal else ""
+    tied = f", as in {len(equal) - 1} more: {counts}" if equal[1:] else ""
     settled = f"{metric.evidence}; mode {mode.value} {mode.evidence}"
     return f"{extreme} {metric.value} of {len(scored)}, {best:.6g}{tied} ({settled})"
 
