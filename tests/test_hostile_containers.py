@@ -275,6 +275,14 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
         "the archive has more than one folder: 'archive' and 'loose'",
     ),
     "C16 version word": (lambda: archived(GOOD | {"archive/version": b"abc"}), "says b'abc', which torch never writes"),
+    "C16 alignment word": (
+        lambda: archived(GOOD | {"archive/.storage_alignment": b"64*"}),
+        "says b'64*', which torch never writes",
+    ),
+    "C16 serialization number of no text": (
+        lambda: archived(GOOD | {"archive/.data/serialization_id": b"\x88" * 40}),
+        "which torch never writes",
+    ),
     "C16 version huge": (lambda: archived(GOOD | {"archive/version": b"9" * 20}), "which torch never writes"),
     "C16 version long": (lambda: archived(GOOD | {"archive/version": b"3" * 1000}), "is too long to be what it says"),
     "C17 byteorder": (lambda: archived(GOOD | {"archive/byteorder": b"middle"}), "says b'middle', which torch never"),

@@ -43,6 +43,7 @@ _VERSION = re.compile(rb"[0-9]{1,4}\s*")
 _OWN_RECORDS = frozenset(
     ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
 )
+_CHECKED_ALONE = (".storage_alignment", ".data/serialization_id")  # they tell nothing, but torch.load stops at others
 # What torch does not read, by what it could do if someone did.
 _EXTRA_KINDS = (
     (re.compile(r"\.(?:pkl|pickle|p|joblib|debug_pkl)$"), "extra-pickle", "pickles that are not the checkpoint's"),
@@ -113,13 +114,21 @@ def read_facts(file: InputFile, records: dict[str, Record], root: str) -> dict[s
         record = records.get(f"{root}/{name}")
         if record is not None:
             facts[name.removeprefix(".")] = _read_fact(file, record)
+    for name in _CHECKED_ALONE:
+        record = records.get(f"{root}/{name}")
+        if record is not None:
+            _read_fact(file, record)
     deflated = [record.method for record in records.values()].count(DEFLATED)
     if deflated:
         facts["compressed"] = f"{deflated} of {len(records)} records"
     return facts
 
 
-_FACT_FORMS = {"byteorder": re.compile(rb"little|big")}
+_FACT_FORMS = {
+    "byteorder": re.compile(rb"little|big"),
+    ".storage_alignment": re.compile(rb"[0-9]{1,10}"),
+    "serialization_id": re.compile(rb"[\x20-\x7e]*"),
+}
 
 
 def _read_fact(file: InputFile, record: Record) -> str:
