@@ -59,6 +59,16 @@ class Refusing(Plain):
         raise RuntimeError("it has one mode")
 
 
+class Apart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(64, 8)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, one, other):
+        return self.head((self.body(one.flatten(1)) - self.body(other.flatten(1))).abs())
+
+
 class Lookup(nn.Module):
     def __init__(self, width=8):
         super().__init__()
@@ -247,6 +257,36 @@ def test_an_offset_that_no_bias_explains_is_not_put_down_to_one(verify, folder, 
         assert said in check(found, "output.diverse")["message"]
 
 
+def test_a_matrix_of_what_has_no_single_class_is_refused(verify, folder, tmp_path):
+    for labels in ("marks", "numbers"):
+        labelled(folder, tmp_path / f"{labels}.npz", labels)
+        picture = ("--plot", tmp_path / "matrix.png")
+        status, found = verify(
+            "weights.pt", "--model", "odd_models.py:bare", "--inputs", tmp_path / f"{labels}.npz", *picture
+        )
+        assert status == 2
+        assert "one class for each input" in found["error"]
+        assert found["metrics"]
+
+
+def test_whole_numbers_are_targets_of_a_model_that_answers_one_number(verify, folder, tmp_path):
+    logits = labelled(folder, tmp_path / "own.npz", "one")[:, 0] * 9
+    np.savez(tmp_path / "own.npz", x=np.load(folder / "rows.npz")["x"], labels=logits.round().long().numpy())
+    status, found = verify("weights.pt", "--model", "odd_models.py:one_logit", "--inputs", tmp_path / "own.npz")
+    assert (status, found["predictions"]["task"]) == (0, "regression")
+    assert "r2" in found["metrics"]
+
+
+def test_a_model_that_compares_two_pictures_is_not_given_the_same_one_twice(verify, tmp_path):
+    torch.manual_seed(0)
+    state = {"body.weight": torch.randn(8, 64), "body.bias": torch.randn(8), "head.weight": torch.randn(1, 8)}
+    torch.save({**state, "head.bias": torch.zeros(1)}, tmp_path / "pairs.pt")
+    shapes = ("--input-shape", "one=1,8,8", "--input-shape", "other=1,8,8")
+    status, found = verify(tmp_path / "pairs.pt", "--model", "odd_models.py:Apart", *shapes)
+    assert check(found, "output.constant")["status"] == "pass"
+    assert status == 0
+
+
 def test_probabilities_stand_side_by_side_as_they_are(verify, folder, tmp_path):
     weights, rows = torch.load(folder / "weights.pt", weights_only=True), np.load(folder / "rows.npz")["x"]
     torch.save({key: tensor.flip(0) for key, tensor in weights.items()}, tmp_path / "other.pt")
@@ -319,6 +359,33 @@ def test_a_program_is_compared_with_golden_answers_and_with_weights(verify, prog
 
 
 # --- golden files ---
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x, *, scale):
+        return self.fc(x) * scale[:, None]
+
+
+@pytest.mark.parametrize("traced", [2, 4])
+def test_an_exported_program_takes_named_arrays_and_its_own_batch_only(verify, tmp_path, traced):
+    rows = torch.randn(40, 6)
+    by_place, by_name = nn.Linear(6, 5), Pair()
+    for name, model, keywords in (("place", by_place, {}), ("name", by_name, {"scale": torch.ones(traced)})):
+        program = torch.export.export(model, (rows[:traced],), keywords)
+        torch.export.save(program, tmp_path / f"{name}.pt2")
+    np.savez(tmp_path / "place.npz", input=rows.numpy())
+    np.savez(tmp_path / "name.npz", x=rows.numpy(), scale=np.linspace(1, 2, 40))
+    for name, model in (("place", by_place(rows)), ("name", by_name(rows, scale=torch.linspace(1, 2, 40)))):
+        inputs = ("--inputs", tmp_path / f"{name}.npz", "--skip-checks", "values", "--num-samples", "40")
+        status, found = verify(tmp_path / f"{name}.pt2", "--trust-code", *inputs)
+        assert (status, found["error"]) == (0, None)
+        assert f"the model takes batches of {traced} inputs only" in found["notes"]
+        counted = model.argmax(dim=1).bincount(minlength=5).tolist()
+        assert [found["predictions"]["histogram"].get(str(each), 0) for each in range(5)] == counted
 
 
 def test_a_golden_file_that_is_damaged_convicts_nobody(verify, tmp_path):

@@ -231,7 +231,9 @@ def _refuse_unfit(paths: list[Path], asked: VerifyOptions) -> None:
         idle = next((name for name in given if name not in _WITHOUT_MODEL), None)
         if idle is not None:
             option = _SPELLED.get(idle, idle.replace("_", "-"))
-            raise CkptoolError(f"--{option}: is of no use without a model; name it with --model")
+            raise CkptoolError(
+                f"--{option}: is of no use without a model; name it with --model, or run a program with --trust-code"
+            )
     single = (("--save-golden", asked.save_golden), ("--plot", asked.plot), ("--manifest", asked.manifest))
     for option, target in single:
         if target is not None and len(paths) > 1:

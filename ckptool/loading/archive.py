@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import zipfile
 from collections.abc import Callable
@@ -74,7 +75,23 @@ def _load_export(path: Path) -> _Loaded:
     # An exported program knows one mode, and raises where others are switched.
     for name in ("eval", "train"):
         setattr(model, name, MethodType(_itself, model))
+    if inputs is not None:
+        _take_names(model, len(inputs))
     return model, inputs, dict(keywords)
+
+
+def _take_names(model: nn.Module, by_place: int) -> None:
+    """Let arguments be given by place or by name: an exported program takes them only as it was traced."""
+    names = tuple(inspect.signature(model.forward).parameters)
+    places = names[:by_place]
+
+    def arrange(_model: nn.Module, values: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        given = {**dict(zip(names, values, strict=False)), **keywords}
+        if len(given) != len(values) + len(keywords) or not given.keys() >= set(places):
+            return values, keywords
+        return tuple(given.pop(name) for name in places), given
+
+    model.register_forward_pre_hook(arrange, with_kwargs=True, prepend=True)
 
 
 def _itself(model: nn.Module, _mode: bool = True) -> nn.Module:

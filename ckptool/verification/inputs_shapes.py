@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,7 +16,7 @@ from ckptool.verification.battery import power_noise
 from ckptool.verification.images import Pictures, find_pictures
 from ckptool.verification.input_set import Feeding, InputSet, Kind
 from ckptool.verification.inputs_images import PICTURE_CHANNELS, image_form, sample_images
-from ckptool.verification.rows import Drawn, Rows, Stacked
+from ckptool.verification.rows import Drawn, Rows, Stacked, Turned
 from ckptool.verification.texts import random_ids
 from ckptool.verification.trial import Settled, name_arguments
 
@@ -56,7 +56,7 @@ def from_shapes(feeding: Feeding) -> InputSet:
 
 def _settle(feeding: Feeding, shapes: Mapping[str, Shape]) -> InputSet:
     arguments = name_arguments(feeding.model, shapes, "--input-shape")
-    images = {name: _images(feeding, shape) for name, shape in shapes.items() if _is_image(name, shape)}
+    images = _apart({name: _images(feeding, shape) for name, shape in shapes.items() if _is_image(name, shape)})
     variants = {
         arguments[name]: [images[name].rows] if name in images else _guesses(feeding, name, shape, place)
         for place, (name, shape) in enumerate(shapes.items())
@@ -77,6 +77,11 @@ def _images(feeding: Feeding, shape: Shape) -> _Images:
         return _Images(Pictures(paths, form), [path.name for path in paths], "in-domain")
     make, names, with_photos = sample_images(feeding)
     return _Images(make(form), names, "sample photos" if with_photos else "synthetic")
+
+
+def _apart(images: Mapping[str, _Images]) -> dict[str, _Images]:
+    """Give each argument another image in the same row: a network that compares two would see the same one twice."""
+    return {name: replace(each, rows=Turned(each.rows, by)) for by, (name, each) in enumerate(images.items())}
 
 
 def _guesses(feeding: Feeding, name: str, shape: Shape, argument: int) -> list[Rows]:
@@ -101,11 +106,8 @@ def like_examples(feeding: Feeding) -> InputSet:
     """
     examples = feeding.examples
     arguments = name_arguments(feeding.model, examples, "the model")
-    images = {
-        name: _images(feeding, tuple(tensor.shape[1:]))
-        for name, tensor in examples.items()
-        if tensor.is_floating_point() and _is_image(name, tuple(tensor.shape[1:]))
-    }
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in examples.items() if tensor.is_floating_point()}
+    images = _apart({name: _images(feeding, shape) for name, shape in shapes.items() if _is_image(name, shape)})
     variants = {
         arguments[name]: [images[name].rows if name in images else _like(feeding, tensor, place)]
         for place, (name, tensor) in enumerate(examples.items())

@@ -71,3 +71,18 @@ class Joined:
     def _one(self, place: int) -> Tensor:
         split = len(self.first)
         return (self.first.take([place]) if place < split else self.second.take([place - split]))[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turned:
+    """Give the rows of another source from a later one on, the first ones last."""
+
+    rows: Rows
+    by: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, places: Sequence[int]) -> Tensor:
+        """Give some rows."""
+        return self.rows.take([(place + self.by) % len(self.rows) for place in places])

@@ -36,8 +36,11 @@ class Settled:
 
     @property
     def classes(self) -> int | None:
-        """Count the classes, where the answer to one input is a row of numbers."""
-        return self.outputs.judged.shape[1] if self.outputs.judged.ndim == 2 else None
+        """Count the classes, where the answer to one input is a row of numbers; a single number is one."""
+        answers = self.outputs.judged
+        if answers.ndim == 1 and answers.is_floating_point():
+            return 1
+        return answers.shape[1] if answers.ndim == 2 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Trial:
         for fields in _combinations(variants):
             first = first or fields
             try:
-                return Settled(fields, self.answers(fields))
+                return Settled(fields, self.answers(fields), self._only_batch(fields))
             except CkptoolError as error:
                 failure = failure or error
                 causes.append(error.__cause__)
@@ -85,6 +88,16 @@ class Trial:
         if first is None or failure is None:
             raise CkptoolError("the model: nothing is known of its inputs; give some with --inputs or --input-shape")
         return self._in_fixed_batches(first, failure)
+
+    def _only_batch(self, fields: dict[str, Rows]) -> int | None:
+        """Give the batch that a program was exported with, where it happens to be the one tried and no other goes."""
+        if self.example_rows != self.rows:
+            return None
+        try:
+            replace(self, rows=self.rows + 1).answers(fields)
+        except CkptoolError:
+            return self.rows
+        return None
 
     def _in_fixed_batches(self, fields: dict[str, Rows], failure: CkptoolError) -> Settled:
         """Try the batch that a program was exported with, then single rows."""

@@ -219,6 +219,11 @@ def _judge(running: Running, work: _Work) -> None:
         work.speed = measure_speed(running.model, inputs, running.device)
         work.checks.append(check_speed(work.speed))
     if options.plot is not None and inputs.labels is not None:
+        if task != "classification" or inputs.labels.numel() != len(inputs.labels):
+            raise CkptoolError(
+                f"--plot {options.plot}: a confusion matrix is of one class for each input, and the task is {task}; "
+                "leave it out, or name another task with --task"
+            )
         numbers = class_numbers(inputs.labels)
         counts = confusion(class_logits(answers, task, numbers), numbers)
         draw_confusion(options.plot, counts, running.built.description, inputs.class_names)
