@@ -54,6 +54,7 @@ LINES = {
     "failed checks": ("ckptool verify $D | awk -F'\\t' '$1 == \"check\" && $3 == \"warn\" {print $6}'", "CK301\n"),
     "status in a condition": ("if ckptool diff $D $W --quiet; then echo same; else echo other; fi", "same\n"),
     "wrote": ("ckptool strip-prefixes -q --force $D out.pt && ckptool inspect out.pt | cut -f1 | head -1", "path\n"),
+    "all of the help": ("ckptool --help verify | sed '1,/^Commands/d' | grep -c '^  '", "5\n"),
     "annotations": ("ckptool verify $D --output github | cut -d: -f3 | cut -d' ' -f1 | head -1", "warning\n"),
 }
 

@@ -66,7 +66,8 @@ def _run_and_flush(argv: list[str] | None) -> int:
 def _run(argv: list[str] | None) -> int:
     from ckptool.cli.app import app
 
-    import_commands(set(sys.argv[1:] if argv is None else argv))
+    # Only the first word is a command: behind an option, or a misspelling, there are all of them to choose from.
+    import_commands(set((sys.argv[1:] if argv is None else argv)[:1]))
     try:
         app(args=argv, prog_name="ckptool")
     except SystemExit as exit_request:
