@@ -364,6 +364,19 @@ def double(before: int, after: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(before, after, 3), nn.BatchNorm2d(after), nn.ReLU(), nn.Conv2d(after, after, 3))
 
 
+def test_heads_of_attention_side_by_side_are_no_blocks() -> None:
+    head = [("query.weight", (8, 32)), ("key.weight", (8, 32)), ("value.weight", (8, 32))]
+    block = [(f"sa.heads.{number}.{name}", shape) for number in range(4) for name, shape in head]
+    block += [
+        ("sa.proj.weight", (32, 32)),
+        ("mlp.0.weight", (128, 32)),
+        ("mlp.2.weight", (32, 128)),
+        ("ln.weight", (32,)),
+    ]
+    found = previewed([(f"blocks.{number}.{name}", shape) for number in range(3) for name, shape in block])
+    assert [one[:4] for one in found.structure.stages] == [("blocks", 3, "transformer block", 32)]
+
+
 def named(**modules: nn.Module) -> nn.ModuleDict:
     return nn.ModuleDict(modules)
 
