@@ -28,7 +28,8 @@ from ckptool.operations.module_changes import fold_changes
 from ckptool.operations.opening import OpenedCheckpoint
 from ckptool.operations.pairing import Tensors, by_common_names, dtype_name, find_view
 from ckptool.operations.renames import find_renames
-from ckptool.operations.tensor_pairs import Finding, Pair, Tolerance, compare_kinds, compare_pairs, elements_of
+from ckptool.operations.tables import elements_of
+from ckptool.operations.tensor_pairs import Finding, Pair, Tolerance, compare_kinds, compare_pairs
 
 _OUTCOMES = ("changed", "unknown", "close", "same")
 
@@ -179,7 +180,7 @@ def _filtered(a: Tensors, b: Tensors, keys: KeyOptions) -> tuple[Tensors, Tensor
 
 def _names(tensors: Tensors, renamed: set[str]) -> tuple[TensorName, ...]:
     return tuple(
-        TensorName(name, dtype_name(tensor), tensor.shape, elements_of(tensor))
+        TensorName(name, dtype_name(tensor), tensor.shape, elements_of(tensor.shape))
         for name, tensor in tensors.items()
         if name not in renamed
     )

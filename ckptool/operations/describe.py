@@ -86,9 +86,7 @@ def describe(
         architecture=architecture,
         notes=(*_notes(checkpoint, selection, plan), *_match_notes(architecture)),
         next=next_step(checkpoint, selection, keys, safety),
-        tensors=(
-            _listed(checkpoint.path, rows, table, options, progress or NoProgress()) if options.lists_tensors else None
-        ),
+        tensors=_listed(checkpoint.path, rows, table, options, progress or NoProgress()),
         tree=fold(grow(_wanted(clean, options))) if options.tree else None,
         shards=checkpoint.shards,
         not_dense=special_tensors(checkpoint, selection, plan),
@@ -172,7 +170,9 @@ def _rows(table: Table, plan: KeyPlan | None) -> list[TensorRow]:
 
 def _listed(
     path: Path, rows: Sequence[TensorRow], table: Table, options: InspectOptions, progress: Progress
-) -> tuple[TensorRow, ...]:
+) -> tuple[TensorRow, ...] | None:
+    if not options.lists_tensors:
+        return None
     listed = list(_wanted(rows, options))
     if options.statistics:
         tensors = dict(zip(table.sources, table.tensors, strict=True))

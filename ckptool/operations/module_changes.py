@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckptool.model.comparison import Comparison, DTypeChange, KindChange, ModuleChange, ValueChange
 from ckptool.model.inspection import TensorRow
-from ckptool.operations.module_tree import Branch, elements_of, follow_chain, grow, is_number
+from ckptool.operations.module_tree import Branch, follow_chain, grow, is_number
 from ckptool.operations.pairing import Tensors
+from ckptool.operations.tables import elements_of
 
 
 def fold_changes(a: Tensors, b: Tensors, found: Comparison) -> ModuleChange:
@@ -37,7 +38,7 @@ class _Leaves:
             moved=int(name in self._moved),
             only_in_a=int(name not in self._b),
             only_in_b=int(name not in self._a),
-            elements=elements_of(row),
+            elements=elements_of(row.shape),
             changed=(value.changed or 0) if value else 0,
             change_norm=(weight.change_norm or 0.0) if weight else 0.0,
             weight_norm=(weight.weight_norm or 0.0) if weight else 0.0,

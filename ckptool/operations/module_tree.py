@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from ckptool.model.inspection import ModuleNode, TensorRow
+from ckptool.operations.tables import elements_of
 
 # A name can hold more dots than Python can recurse; what lies deeper stays one segment.
 MAX_DEPTH = 64
@@ -89,16 +89,11 @@ def _node(name: str, leaf: TensorRow | None, children: list[ModuleNode], shown: 
     return replace(
         node,
         tensors=node.tensors + 1,
-        elements=node.elements + elements_of(leaf),
+        elements=node.elements + elements_of(leaf.shape),
         nbytes=node.nbytes + leaf.nbytes,
         dtype=leaf.dtype,
         shape=leaf.shape,
     )
-
-
-def elements_of(row: TensorRow) -> int:
-    """Count the elements of a tensor; 0 where its shape is not known."""
-    return 0 if row.shape is None else math.prod(row.shape)
 
 
 def follow_chain(name: str, branch: Branch) -> tuple[str, Branch]:

@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from ckptool.errors import PlanRefused
 from ckptool.model.plans import KeyOptions
-from ckptool.model.values import OpaqueTensor, TensorSpec
+from ckptool.model.values import OpaqueTensor
 from ckptool.operations.opening import OpenedCheckpoint
+from ckptool.operations.tables import Tensor
 
-Tensor: TypeAlias = TensorSpec | OpaqueTensor
 Tensors: TypeAlias = Mapping[str, Tensor]
 
 _NOT_THERE = ("not-found", "partial-prefix")

@@ -103,7 +103,7 @@ def _trained_shapes(table: Table, repeated: set[str]) -> Sequence[tuple[int, ...
 
 def _count_elements(shapes: Sequence[tuple[int, ...] | None]) -> int:
     """Sum up; equal shapes are counted before they are multiplied."""
-    return sum([count * math.prod(shape) for shape, count in Counter(shapes).items() if shape is not None])
+    return sum([count * elements_of(shape) for shape, count in Counter(shapes).items()])
 
 
 def _repeated_bytes(table: Table, repeated: set[str]) -> int:
@@ -118,7 +118,12 @@ def _dtype_shares(table: Table) -> tuple[DTypeShare, ...]:
     for (name, shape, nbytes), count in Counter(zip(table.dtypes, table.shapes, table.sizes, strict=True)).items():
         group = groups.setdefault(name, [0, 0, 0])
         group[0] += count
-        group[1] += count * (0 if shape is None else math.prod(shape))
+        group[1] += count * elements_of(shape)
         group[2] += count * nbytes
     shares = [DTypeShare(name, *counts) for name, counts in groups.items()]
     return tuple(sorted(shares, key=lambda share: -share.nbytes))
+
+
+def elements_of(shape: tuple[int, ...] | None) -> int:
+    """Count the elements of a tensor; 0 where its shape is not known."""
+    return 0 if shape is None else math.prod(shape)

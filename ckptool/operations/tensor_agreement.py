@@ -11,9 +11,10 @@ from ckptool.model.copies import Payload
 from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.differences import RUN_ELEMENTS, DifferenceTally
-from ckptool.operations.pairing import Tensor, Tensors, kind_text
+from ckptool.operations.pairing import Tensors, kind_text
 from ckptool.operations.rounding import Rounding, coarsest
 from ckptool.operations.runs import paired_runs, same_bytes
+from ckptool.operations.tables import Tensor
 from ckptool.operations.transforms import payload_of
 from ckptool.operations.values import decode
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,9 +14,10 @@ from ckptool.model.copies import Payload
 from ckptool.model.sources import Progress
 from ckptool.model.values import OpaqueTensor, TensorSpec
 from ckptool.operations.nested import values_differ
-from ckptool.operations.pairing import Tensor, dtype_name, kind_text
+from ckptool.operations.pairing import dtype_name, kind_text
 from ckptool.operations.parallel import available_cores
 from ckptool.operations.runs import element_runs, same_bytes
+from ckptool.operations.tables import Tensor, elements_of
 from ckptool.operations.transforms import payload_of
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class _Work:
         if _kind(a) != _kind(b):
             return _kind_change(Pair(key, a, b))
         describe = partial(
-            ValueChange, key, dtype_a=dtype_name(a), dtype_b=dtype_name(b), shape=a.shape, elements=elements_of(a)
+            ValueChange, key, dtype_a=dtype_name(a), dtype_b=dtype_name(b), shape=a.shape, elements=elements_of(a.shape)
         )
         if a.kind == "meta":
             return describe(outcome="unknown", detail="no values are stored")
@@ -226,7 +226,7 @@ def _describe(pair: Pair, tally: DifferenceTally) -> ValueChange:
         dtype_a=dtype_name(pair.a),
         dtype_b=dtype_name(pair.b),
         shape=pair.a.shape,
-        elements=elements_of(pair.a),
+        elements=elements_of(pair.a.shape),
         changed=tally.changed,
         beyond=tally.beyond,
         broken=tally.broken,
@@ -267,11 +267,6 @@ def _check_source(tensor: Tensor) -> None:
     assert isinstance(tensor, TensorSpec)
     for _ in tensor.storage.source.stream(0, 1):
         pass
-
-
-def elements_of(tensor: Tensor) -> int:
-    """Count the elements; 0 where the shape is not known."""
-    return math.prod(tensor.shape) if tensor.shape is not None else 0
 
 
 def _kind_change(pair: Pair) -> KindChange:

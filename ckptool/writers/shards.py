@@ -146,10 +146,7 @@ def staging_folder(
             yield staged
         finally:
             if not staged.is_half_published:
-                try:
-                    _remove(path)
-                finally:
-                    _remove(path)  # a signal may have come before the first attempt
+                _remove_surely(path)
 
 
 def _mode_of(path: Path) -> int:
@@ -162,6 +159,13 @@ def _mode_of(path: Path) -> int:
     if not stat.S_ISREG(mode):
         raise OutputRefused(f"{path}: is no file; move it away, or write to another folder")
     return stat.S_IMODE(mode) & 0o777
+
+
+def _remove_surely(folder: Path) -> None:
+    try:
+        _remove(folder)
+    finally:
+        _remove(folder)  # a signal may have come before the first attempt
 
 
 def _remove(folder: Path) -> None:

@@ -9,7 +9,8 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ckptool.operations.architectures.index import HERE, INTEGERS, Entry, Shape, count
+from ckptool.layouts.reference import Shape
+from ckptool.operations.architectures.index import HERE, INTEGERS, Entry, count
 from ckptool.operations.module_tree import Branch
 
 

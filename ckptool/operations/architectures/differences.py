@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from ckptool.layouts.reference import COUNTER
-from ckptool.operations.architectures.index import Index, Shape
+from ckptool.layouts.reference import COUNTER, Shape
+from ckptool.operations.architectures.index import Index
 from ckptool.operations.architectures.matching import Candidate
 from ckptool.operations.module_tree import Branch, is_number
 

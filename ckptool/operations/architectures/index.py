@@ -13,10 +13,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.layouts.reference import COUNTER
+from ckptool.layouts.reference import COUNTER, Shape
 from ckptool.operations.module_tree import Branch
 
-Shape = tuple[int, ...] | None
 PATH = Path(__file__).with_name("index.zlib")  # xz is a quarter smaller, and takes ten times as long to read
 HERE = ""  # the segment of a tensor at a place where modules lie below, too
 INTEGERS = "I"  # in the file: 4 bytes, little-endian

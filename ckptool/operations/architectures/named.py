@@ -5,8 +5,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from ckptool.errors import CkptoolError
+from ckptool.layouts.reference import Shape
 from ckptool.operations.architectures.differences import Regions
-from ckptool.operations.architectures.index import Shape, load_index
+from ckptool.operations.architectures.index import load_index
 
 
 def names_of(full_name: str) -> dict[str, Shape]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from ckptool.operations.architectures.index import Shape
+from ckptool.layouts.reference import Shape
 from ckptool.operations.module_tree import Branch
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})")

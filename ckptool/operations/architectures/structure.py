@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TypeVar
 
+from ckptool.layouts.reference import Shape
 from ckptool.model.inspection import Architecture, Stage, Structure, TensorRow
-from ckptool.operations.architectures.index import Shape
 from ckptool.operations.architectures.stacks import Stack
 
 T = TypeVar("T")
