@@ -181,6 +181,16 @@ def test_an_average_that_a_trainer_keeps_as_an_attribute_gets_clean_names(run, t
     assert "module" not in next(iter(load(tmp_path / "ema.pt")))
 
 
+def test_two_averages_in_one_state_dict_are_chosen_by_root(run, tmp_path):
+    state = {f"{root}.w": torch.full((2,), value) for value, root in enumerate(("model", "ema", "model_ema.a"))}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.6.6", "epoch": 1}, tmp_path / "in.ckpt")
+    ran = run("convert", tmp_path / "in.ckpt", tmp_path / "no.pt", "--weights", "ema")
+    assert ran.status == 2
+    assert "--select ema or --select model_ema, without --weights" in ran.err
+    assert run("convert", tmp_path / "in.ckpt", tmp_path / "out.pt", "--select", "model_ema").status == 0
+    assert load(tmp_path / "out.pt")["a.w"].tolist() == [2, 2]
+
+
 def test_what_lies_beside_the_weights_in_a_list_is_listed(run, tmp_path):
     weights, beside = {"a.w": torch.ones(2)}, torch.optim.Adam([torch.zeros(2)]).state_dict()
     torch.save((weights, beside, 3), tmp_path / "in.pt")
@@ -628,6 +638,9 @@ def test_what_a_pickled_module_holds_beside_weights_is_no_silent_loss(run, tmp_p
     assert (lost["name"], lost["bytes"]) == ("model" if beside else "Tagger", 20)
     assert f"{Tagger.__module__}.Tagger" in lost["reason"]
     assert_same(load(tmp_path / "out.pt"), module.state_dict())
+    other = run("convert", "--in-place", "--to", "safetensors", path)
+    assert (other.status, path.read_bytes()) == (2, before)
+    assert "--to" in other.err
     refused = run("strip-prefixes", "--in-place", path)
     assert (refused.status, path.read_bytes()) == (2, before)
     assert "would be lost" in refused.err

@@ -206,7 +206,7 @@ def _tasks(
     if writing.in_place and writing.out_dir:
         raise OutputRefused("--in-place and --out-dir exclude each other; give one of them")
     if writing.in_place:
-        return [_Task(path, path, None) for path in paths]
+        return [_Task(path, path, kind) for path in paths]
     if writing.out_dir:
         return _tasks_into(writing.out_dir, paths, kind, by_suffix=by_suffix)
     if len(paths) == 1 and writing.dry_run:

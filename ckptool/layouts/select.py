@@ -14,7 +14,7 @@ from ckptool.layouts.inner import inner_candidates
 from ckptool.layouts.peft import peft_note
 from ckptool.layouts.producers import Layout, has, identify, layout_of, lookup
 from ckptool.layouts.roots import LOSS_ENDINGS, LOSS_ROOTS
-from ckptool.layouts.segments import quoted
+from ckptool.layouts.segments import Names, quoted
 from ckptool.model.checkpoint import Checkpoint
 from ckptool.model.plans import Note, Selection, StateDict
 from ckptool.model.values import DictNode, OpaqueTensor, Stub, TensorSpec, opaque_inside
@@ -183,6 +183,11 @@ def _is_incidental(state_dict: StateDict, mains: Sequence[StateDict]) -> bool:
 def _the_one(wanted: list[StateDict]) -> tuple[StateDict | None, Note | None]:
     if len(wanted) == 1:
         return wanted[0], None
+    if len({state_dict.path for state_dict in wanted}) == 1:  # several copies in one, each below a root of its own
+        roots = [root for state_dict in wanted for root in Names(state_dict.entries).roots]
+        choices = " or ".join(f"--select {root}" for root in roots)
+        text = f'{quoted(roots, 8)} are equal copies in "{wanted[0].name}": choose with {choices}, without --weights'
+        return None, Note("choose", text)
     return None, Note("choose", f"several state dicts are equal candidates: choose with --weights {_listing(wanted)}")
 
 

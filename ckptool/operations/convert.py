@@ -95,7 +95,7 @@ def _convert(
     opened = OpenedCheckpoint(checkpoint, options.weights, options.keys)
     kind = kind or _kind_of_source(checkpoint)
     if options.in_place:
-        _refuse_replacement(checkpoint)
+        _refuse_replacement(checkpoint, kind)
     target = checkpoint.path if options.in_place else target
     output = sharded_output(checkpoint, source, target, kind, options)
     _refuse_kind(target, output, kind, options)
@@ -177,8 +177,10 @@ def _refuse_kind(target: Path | None, output: ShardedOutput | None, kind: Output
         raise OutputRefused(f"{target}: the suffix does not stand for a {kind} file; name it otherwise, or use convert")
 
 
-def _refuse_replacement(checkpoint: Checkpoint) -> None:
-    """Refuse to put a file of torch.save in the place of something else, which may hold more than its tensors."""
+def _refuse_replacement(checkpoint: Checkpoint, kind: OutputKind) -> None:
+    """Refuse to put a file of another kind in the place of one, which may hold more than its tensors."""
+    if kind != _kind_of_source(checkpoint):
+        raise OutputRefused(f"{checkpoint.path}: in place it stays what it is, no {kind} file; name OUT, or leave --to")
     around = checkpoint.facts.get("inside")
     if around is None and checkpoint.format not in _NEVER_REPLACED:
         return
