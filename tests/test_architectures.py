@@ -283,6 +283,7 @@ def stage(found: Architecture) -> Sequence[tuple[int, str, int | None]]:
         ("transformers:MixtralForCausalLM", [(32, "transformer block", 4096)]),
         ("torchvision:mobilenet_v2", [(17, "inverted residual", 320)]),
         ("torchvision:vgg16", []),
+        ("torchvision:googlenet", []),  # its auxiliary heads are no blocks
     ],
 )
 def test_stages_are_counted(name: str, stages: list[tuple[int, str, int]]) -> None:
@@ -362,6 +363,15 @@ def test_layers_of_a_block_are_no_blocks(name: str, blocks: list[int], kind: str
 
 def double(before: int, after: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(before, after, 3), nn.BatchNorm2d(after), nn.ReLU(), nn.Conv2d(after, after, 3))
+
+
+def test_outputs_of_anchors_are_not_called_classes() -> None:
+    name = "head.classification_head.cls_logits."
+    changed = {f"{name}weight": (27, 256, 3, 3), f"{name}bias": (27,)}
+    pairs = [(path, changed.get(path, shape)) for path, shape in tensors_of("torchvision:retinanet_resnet50_fpn")]
+    match = found_in(pairs)
+    assert match is not None
+    assert (match.kind, match.differences) == ("head", ("head: 819 -> 27 outputs",))
 
 
 def test_heads_of_attention_side_by_side_are_no_blocks() -> None:

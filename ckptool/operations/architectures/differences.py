@@ -147,7 +147,7 @@ def _head(part: Difference) -> Iterator[str]:
     after = _last_weight(part.added | {path: shapes[1] for path, shapes in part.changed.items()})
     if before and after:
         if before[1][0] != after[1][0]:
-            yield f"{before[1][0]} -> {after[1][0]} classes"
+            yield f"{before[1][0]} -> {after[1][0]} {_outputs(after[1])}"
         if before[0] != after[0]:
             yield f'"{after[0]}" instead of "{before[0]}"'
         if before[1][1] != after[1][1]:
@@ -155,9 +155,14 @@ def _head(part: Difference) -> Iterator[str]:
     elif before:
         yield f'"{before[0]}" is missing'
     elif after:
-        yield f'"{after[0]}" added, {after[1][0]} classes'
+        yield f'"{after[0]}" added, {after[1][0]} {_outputs(after[1])}'
     else:
         yield from _lists(part)
+
+
+def _outputs(shape: tuple[int, ...]) -> str:
+    """Name what a head puts out; the wide convolutions of a detector have outputs for each of several anchors."""
+    return "outputs" if max(shape[2:], default=1) > 1 else "classes"
 
 
 def _stem(part: Difference) -> Iterator[str]:

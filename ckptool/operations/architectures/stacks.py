@@ -11,7 +11,7 @@ from ckptool.layouts.reference import Shape
 from ckptool.operations.module_tree import Branch
 
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})")
-_NO_STACKS = frozenset({"experts", "heads"})  # they stand side by side in one block
+_NO_STACKS = frozenset({"aux", "experts", "heads"})  # they stand side by side
 _FEWEST_WEIGHTS = 2  # of a block; a module with one is a layer
 _ALIKE = 0.6  # of the names in the smaller of two blocks
 _LOOKED_AT = 6  # neighbours in one stack; the others are like them
