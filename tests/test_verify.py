@@ -471,7 +471,9 @@ def test_shapes_of_inputs(verify, refusal, tmp_path):
     shapes = ("--input-shape", "left=4", "--input-shape", "right=3")
     found = verify(tmp_path / "two.pt", *shapes, model="nets_of_verify.py:Two")[1]
     assert found["predictions"]["classes"] == 3
-    assert "--input-shape" in refusal(tmp_path / "two.pt", "--input-shape", "left=a", model="nets_of_verify.py:Two")
+    for size in ("a", "0", "4,0,8", "\u00b2"):
+        said = refusal(tmp_path / "two.pt", "--input-shape", f"left={size}", model="nets_of_verify.py:Two")
+        assert "write a shape as" in said
 
 
 def test_the_task_and_the_range_that_is_expected(verify, tmp_path):
@@ -485,6 +487,8 @@ def test_the_task_and_the_range_that_is_expected(verify, tmp_path):
     status, found = verify(*given, "--expect-range", "0:1", model=model)
     assert (status, failed(found)) == (1, {"output.diverse"})
     assert verify("clean.pt", "--task", "multilabel")[1]["predictions"]["task"] == "multilabel"
+    status, found = verify("clean.pt", "--expect-range", "0:1")
+    assert (status, found["error"].partition(":")[0]) == (2, "--expect-range")
 
 
 def test_thresholds_are_options_and_are_named(verify):

@@ -241,7 +241,7 @@ def _value(text: str) -> Any:
 
 def _shape(text: str) -> tuple[int, ...]:
     sizes = text.replace("x", ",").strip("[]()").split(",")
-    if not all(size.strip().isdigit() for size in sizes):
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
         raise CkptoolError(f"--input-shape {text}: write a shape as 3,224,224")
     return tuple(int(size) for size in sizes)
 

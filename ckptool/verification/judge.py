@@ -56,10 +56,11 @@ def judge(
 
     ``background`` is what else is known of the model; fresh copies are built only where the answers are suspicious.
 
-    :raises CkptoolError: the model does not take its inputs a second time, or ``--task`` does not fit its answers.
+    :raises CkptoolError: the model does not take its inputs a second time, or ``--task`` or ``--expect-range`` do not
+        fit its answers.
     """
     task = options.task or find_task(model, inputs, outputs, device)
-    _require_form(task, outputs)
+    _require_form(task, outputs, options)
     finite = check_finite(model, inputs, outputs, device)
     if finite.status != "pass":
         skipped = (Check(name, "skip", "the answers are not finite") for name in _SKIPPED_WHEN_BAD)
@@ -78,7 +79,11 @@ def judge(
     return (finite, constant, diverse, *stability), _predictions(case, measured)
 
 
-def _require_form(task: Task, outputs: Outputs) -> None:
+def _require_form(task: Task, outputs: Outputs, options: VerifyOptions) -> None:
+    if options.expect_range is not None and task != "regression":
+        raise CkptoolError(
+            f"--expect-range: judges numbers, and the task is {task}; say --task regression, or leave it out"
+        )
     least, most = _DIMENSIONS.get(task, (0, 99))
     answers = outputs.judged
     if not least <= answers.ndim <= most or (least and not answers.is_floating_point()):
