@@ -123,6 +123,7 @@ imaginary = answering(lambda logits: logits * 1j)
 nested = answering(lambda logits: ((logits,),))
 softmax = answering(lambda logits: logits.softmax(dim=1))
 sigmoids = answering(lambda logits: logits.sigmoid())
+shaken = answering(lambda logits: logits + torch.randn_like(logits))
 one_logit = answering(lambda logits: logits[:, 0])
 one_sigmoid = answering(lambda logits: logits[:, 0].sigmoid())
 """
@@ -359,6 +360,17 @@ def test_a_program_is_compared_with_golden_answers_and_with_weights(verify, prog
 
 
 # --- golden files ---
+
+
+def test_what_a_forward_draws_is_no_difference_to_the_original(verify, folder, tmp_path):
+    asked = ("--model", "odd_models.py:shaken")
+    status, found = verify("weights.pt", *asked, "--inputs", "rows.npz", "--against", "weights.pt")
+    assert (status, check(found, "output.determinism")["status"]) == (0, "warn")
+    golden = tmp_path / "golden.safetensors"
+    verify("weights.pt", *asked, "--inputs", "rows.npz", "--save-golden", golden)
+    assert verify("weights.pt", *asked, "--against", golden)[0] == 0
+    torch.save({"fc.weight": torch.randn(5, 6), "fc.bias": torch.zeros(5)}, tmp_path / "other.pt")
+    assert verify(tmp_path / "other.pt", *asked, "--inputs", "rows.npz", "--against", "weights.pt")[0] == 1
 
 
 class Pair(nn.Module):

@@ -24,6 +24,7 @@ _MAIN_NAMES = (
 _POSITIONS = 16
 _PIXELS = 64
 _BARE = "output"
+_SEED = 0
 
 
 class Inputs(Protocol):
@@ -101,7 +102,9 @@ def run_model(model: nn.Module, inputs: Inputs, device: torch.device) -> Outputs
 
     :raises CkptoolError: the forward raises, one input does not fit into memory, or no output has a row per input.
     """
-    answers = run_batches(model, inputs.batches(), device, _take_apart)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_SEED)  # what is random in a forward is drawn alike for two models that are compared
+        answers = run_batches(model, inputs.batches(), device, _take_apart)
     return _join(answers.parts, inputs.count, model, answers.batch_size, answers.notes)
 
 
