@@ -450,6 +450,12 @@ def test_what_only_begins_like_a_pickle_names_nothing(run: Any, tmp_path: Path, 
         assert run("verify", tmp_path / "model.pt").status == 0
 
 
+def test_pickles_that_begin_everywhere_cost_no_more_than_their_bytes(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(archive(good(Entry("archive/x.bin", b"\x80\x02N" * 2_000_000))))
+    with open_checkpoint(tmp_path / "model.pt") as checkpoint:
+        assert [finding.code for finding in checkpoint.findings] == ["extra-member"]
+
+
 def test_a_record_that_expands_too_far_is_stopped(tmp_path: Path) -> None:
     """C7: inflate to the declared size and one byte, not to what the record holds."""
     record = deflated("archive/data/0", bytes(64 << 20), size=16, crc=0)

@@ -51,6 +51,7 @@ Loaded = TypeVar("Loaded")
 
 SCANNED_BYTES = 16 << 20  # of what is no part of the checkpoint
 _REST_ATTEMPTS = 256
+_RETRIED_BYTES = 64 << 10  # are looked at from each further beginning: in all, everything once
 _PROTOCOL = re.compile(rb"\x80[\x02-\x05]")  # how pickles of protocol 2 and later begin
 
 
@@ -129,13 +130,13 @@ def scan_foreign(data: bytes, *, label: str, log: GlobalLog) -> None:
     Of what breaks off only names count, and the harmless ones only if it began as a pickle: the rest is found in any
     tensor and any text.
     """
-    position = len(data) - len(data.lstrip(b"\0"))
+    position, within = len(data) - len(data.lstrip(b"\0")), data
     for _ in range(_REST_ATTEMPTS):
         if position >= len(data):
             return
         seen = GlobalLog()
         try:
-            end = read_pickle(data, label=label, load_storage=None, log=seen, start=position).end
+            end = read_pickle(within, label=label, load_storage=None, log=seen, start=position).end
             uses = seen.uses()
         except UnreadableCheckpoint:
             begins = _PROTOCOL.match(data, position)
@@ -144,7 +145,7 @@ def scan_foreign(data: bytes, *, label: str, log: GlobalLog) -> None:
             end = found.start() if found else len(data)
         for use in uses:
             log.record(use.ref, use.where, use.called)
-        position = end
+        position, within = end, data[: end + _RETRIED_BYTES]
 
 
 def _is_telling(ref: GlobalRef, *, began: bool) -> bool:
