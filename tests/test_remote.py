@@ -562,6 +562,14 @@ def test_without_a_token_none_is_sent(hub, monkeypatch, tmp_path, run):
     assert all("Authorization" not in asked.headers for asked in hub.asked)
 
 
+def test_who_has_no_home_has_no_stored_token(hub, monkeypatch, run):
+    for name in ("HF_TOKEN", "HF_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert run("inspect", "hf://org/model/x y.pt").status == 0
+    assert all("Authorization" not in asked.headers for asked in hub.asked)
+
+
 def to_itself(asked: Asked) -> None:
     answer_with(302, Location=asked.path)(asked)
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,23 @@ def test_the_wrong_strip_passes_cleaned_with_a_warning(verify):
     assert (status, found["verdict"]) == (0, "pass")
     assert status_of(found, "keys") == "warn"
     assert "ckptool strip-prefixes" in check(found, "keys")["advice"]
+
+
+@pytest.mark.parametrize("front", ["net.", "model._orig_mod.", "a.module.b."])
+def test_keys_that_the_model_alone_cleans_are_a_warning_that_names_the_command(verify, front, tmp_path, run):
+    saved = torch.load(DIGITS, weights_only=True)["state_dict"]
+    state = {front + name.removeprefix("model._orig_mod."): tensor for name, tensor in saved.items()}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "wrapped.pt")
+    status, found = verify(tmp_path / "wrapped.pt", "--inputs", "unlabelled.npz")
+    keys = check(found, "keys")
+    assert (status, keys["status"], keys["evidence"]["renamed"]) == (0, "warn", len(state))
+    assert keys["evidence"]["examples"][f"{front}stem.weight"] == "stem.weight"
+    program, *words = shlex.split(keys["advice"])
+    assert (program, run(*words).status) == ("ckptool", 0)
+    status, found = verify(words[-1], "--inputs", "unlabelled.npz", "--as-is")
+    assert (status, found["load"]["coverage"], status_of(found, "keys")) == (0, 1.0, "pass")
+    status, found = verify(tmp_path / "wrapped.pt", "--inputs", "unlabelled.npz", "--as-is")
+    assert f'; stripping "{front}" would match' in check(found, "load.coverage")["message"]
 
 
 def statistics_lost(state: dict[str, torch.Tensor]) -> None:

@@ -293,6 +293,15 @@ def test_what_is_no_new_file_is_left_as_it_is(run, place, name):
     assert look(where.folder) == before
 
 
+def test_a_folder_that_is_gone_is_no_place_to_write(run, tmp_path, monkeypatch):
+    torch.save({"w": torch.ones(2)}, tmp_path / "in.pt")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    ran = run("convert", tmp_path / "in.pt", "out.pt")
+    assert (ran.status, ran.err) == (2, "ckptool: out.pt: its folder does not exist; create it first\n")
+
+
 def test_other_names_of_the_replaced_file(run, place):
     where = place("pt", exists=True)
     hard, soft = where.folder / "hard", where.folder / "soft.pt"

@@ -12,13 +12,14 @@ from torch import nn
 
 from ckptool.errors import PlanRefused
 from ckptool.layouts.reference import describe, fits
+from ckptool.layouts.segments import Names
 from ckptool.loading.load import fill
 from ckptool.loading.model_names import ModelNames, model_names, own_names
 from ckptool.loading.outcome import share_filled
 from ckptool.loading.placement import Placement, place
 from ckptool.model.inspection import KeySummary, Safety
 from ckptool.model.loading import LoadReport
-from ckptool.model.plans import KeyOptions, Note
+from ckptool.model.plans import KeyMove, KeyOptions, Note
 from ckptool.model.values import DictNode
 from ckptool.model.verification import VerifyOptions
 from ckptool.operations.advice import next_step, shell_quote
@@ -26,6 +27,7 @@ from ckptool.operations.opening import OpenedCheckpoint, open_path
 
 WOULD_MATCH = "would-match"
 STRIP_COMMAND = "strip-command"
+CLEAN_COMMAND = "clean-command"
 RENAMED = "renamed"
 
 # What a model computes for itself, by the last segment of its name: index tables, masks, counters, the leavings of a
@@ -56,6 +58,8 @@ def load_checked(model: nn.Module, path: str | os.PathLike[str], options: Verify
         notes = tuple(_remedies(report, names, model_names(model), cleaned)) if options.as_is else ()
         if not (report.matched or notes):
             notes = tuple(_deep_prefix(names, cleaned))
+        moves = () if options.as_is else _told_by_model(placement, own_names(model), names, cleaned)
+        notes += tuple(_notes(CLEAN_COMMAND, _command(placement, cleaned) if moves else None))
         ignored = tuple(_ignored(report, placement, names, {name for name, _ in model.named_parameters()}))
     return replace(
         report,
@@ -63,6 +67,7 @@ def load_checked(model: nn.Module, path: str | os.PathLike[str], options: Verify
         notes=(*report.notes, *notes, *_renamed(report, names, placement)),
         ignored=ignored,
         on_meta=_on_meta(model),
+        renamed=moves,
     )
 
 
@@ -107,19 +112,41 @@ def _is_computed(name: str, shape: tuple[int, ...] | None) -> bool:
 def _remedies(report: LoadReport, own: ModelNames, clean: ModelNames, view: OpenedCheckpoint) -> Iterator[Note]:
     """Say what cleaning the names would bring, and the command that writes them so."""
     placement = place(view, clean)
-    wanted = {source: target for source, target in placement.plan.kept.items() if target in placement.tensors}
-    is_better = len(placement.tensors) > len(report.matched) and any(key != name for key, name in wanted.items())
+    is_better = len(placement.tensors) > len(report.matched) and any(_moves(placement))
     if not is_better or own.slots.keys() != clean.slots.keys():
         return
     rule, count = placement.plan.rule, len(placement.tensors)
-    way = "renaming as transformers does" if rule.mapping else describe(rule)
+    found = Names(placement.plan.kept).private_segments()  # the rule would remove others, too
+    removed = tuple(segment for segment in rule.removed if segment in found)
+    way = "renaming as transformers does" if rule.mapping else describe(replace(rule, removed=removed))
     yield Note(WOULD_MATCH, f"{way} would match {count} of {len(clean.slots)} tensors")
+    yield from _notes(STRIP_COMMAND, _command(placement, view))
+
+
+def _told_by_model(
+    placement: Placement, own: ModelNames, clean: ModelNames, view: OpenedCheckpoint
+) -> tuple[KeyMove, ...]:
+    """Give the keys that the model takes under other names, unless the file alone tells the same names."""
+    is_told = own.slots.keys() == clean.slots.keys() and not _plans_to(view, view.keys, placement.taken)
+    return _moves(placement) if is_told else ()
+
+
+def _moves(placement: Placement) -> tuple[KeyMove, ...]:
+    return tuple(KeyMove(key, name) for key, name in placement.taken.items() if key != name)
+
+
+def _command(placement: Placement, view: OpenedCheckpoint) -> str | None:
+    """Give the command that writes the keys under the names that the model takes them under, if there is one."""
+    rule = placement.plan.rule
     plain = KeyOptions(select=view.keys.select, keep=view.keys.keep)
     fronts = (None, ".".join(rule.leading)) if rule.leading else (None,)
     ways = [replace(plain, prefix=front, add_prefix=rule.prepended) for front in fronts]
-    command = next((_strip_command(view, keys) for keys in ways if _plans_to(view, keys, wanted)), None)
-    if command is not None:
-        yield Note(STRIP_COMMAND, command)
+    return next((_strip_command(view, keys) for keys in ways if _plans_to(view, keys, placement.taken)), None)
+
+
+def _notes(code: str, text: str | None) -> Iterator[Note]:
+    if text is not None:
+        yield Note(code, text)
 
 
 def _deep_prefix(names: ModelNames, view: OpenedCheckpoint) -> Iterator[Note]:

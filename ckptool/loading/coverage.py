@@ -11,7 +11,7 @@ from typing import Any
 from ckptool.layouts.reference import LEFT_OVER
 from ckptool.layouts.roots import EMA_ROOTS, LOSS_ENDINGS, LOSS_ROOTS, SIDE_KEYS
 from ckptool.layouts.segments import Names, any_glob, quoted, without
-from ckptool.loading.checked import RENAMED, STRIP_COMMAND, WOULD_MATCH
+from ckptool.loading.checked import CLEAN_COMMAND, RENAMED, STRIP_COMMAND, WOULD_MATCH
 from ckptool.model.loading import LoadReport
 from ckptool.model.verification import Check, CheckStatus, VerifyOptions
 
@@ -24,6 +24,24 @@ _SIDE_ROOTS = LOSS_ROOTS.union(EMA_ROOTS, *(side.names for side in SIDE_KEYS))
 def coverage_checks(report: LoadReport, options: VerifyOptions) -> tuple[Check, ...]:
     """Judge a load: is all of the model in the file, is anything else, has every tensor memory."""
     return (_check_coverage(report, options), _check_meta(report))
+
+
+def told_by_model(check: Check, report: LoadReport) -> Check:
+    """Judge the keys by the names of the model, where a command is known that gives them and the file alone does not.
+
+    ``check`` is what the file alone says of them.
+    """
+    command = next((note.text for note in report.notes if note.code == CLEAN_COMMAND), None)
+    if check.id != "keys" or command is None:
+        return check
+    first = report.renamed[0]
+    message = (
+        f'{len(report.renamed)} keys are not the model\'s own: "{first.source}" should be "{first.target}" (cleaned '
+        "here; a plain load_state_dict would not match them)"
+    )
+    examples = {move.source: move.target for move in report.renamed[:_SHOWN]}
+    evidence = {**check.evidence, "renamed": len(report.renamed), "examples": examples}
+    return Check("keys", "warn", message, evidence, command)
 
 
 @dataclass(frozen=True, slots=True)

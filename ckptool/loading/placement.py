@@ -38,6 +38,11 @@ class Placement:
     dropped: list[KeyMove] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def taken(self) -> dict[str, str]:
+        """Give the names of the model that tensors have, by the keys in the file."""
+        return {key: name for key, name in self.plan.kept.items() if name in self.tensors}
+
 
 def place(view: OpenedCheckpoint, names: ModelNames) -> Placement:
     """Bring the file's names to the model's, and say for each entry where it goes.

@@ -28,7 +28,8 @@ class LoadReport:
     are matched names whose dtype the model changes. ``coverage`` is the share of the model's elements that got values,
     from 0 to 1, tied ones counted once. ``ignored`` are those of the missing, unexpected and mismatched that hold
     nothing learnt (index tables, masks, counters), where that was looked at; ``on_meta`` those tensors of the model
-    that have no memory after loading.
+    that have no memory after loading. ``renamed`` are matched keys that carry other names in the file, where only the
+    model tells its own: the file alone says otherwise.
     """
 
     source: Path
@@ -46,6 +47,7 @@ class LoadReport:
     notes: tuple[Note, ...] = ()
     ignored: tuple[str, ...] = ()
     on_meta: tuple[str, ...] = ()
+    renamed: tuple[KeyMove, ...] = ()
 
     @property
     def is_exact(self) -> bool:

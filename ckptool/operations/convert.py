@@ -174,7 +174,10 @@ def _refuse_kind(target: Path | None, output: ShardedOutput | None, kind: Output
         raise OutputRefused(f"{target}: ckptool writes .pt and .safetensors files only; name one, outside any archive")
     suffix = output.names.suffix if output else target.suffix if target else ""
     if not options.in_place and OUTPUT_SUFFIXES.get(suffix.lower(), kind) != kind:
-        raise OutputRefused(f"{target}: the suffix does not stand for a {kind} file; name it otherwise, or use convert")
+        raise OutputRefused(
+            f"{target}: the suffix does not stand for a {kind} file; name it otherwise, or write another kind with "
+            "convert --to"
+        )
 
 
 def _refuse_replacement(checkpoint: Checkpoint, kind: OutputKind) -> None:

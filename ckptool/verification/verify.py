@@ -16,7 +16,7 @@ from ckptool.errors import ChecksumMismatch, CkptoolError, UnreadableCheckpoint
 from ckptool.formats import open_checkpoint
 from ckptool.loading.build import BuiltModel, archive_kind, build_archive, build_model
 from ckptool.loading.checked import load_checked
-from ckptool.loading.coverage import coverage_checks
+from ckptool.loading.coverage import coverage_checks, told_by_model
 from ckptool.model.loading import LoadReport
 from ckptool.model.sources import Progress
 from ckptool.model.verification import (
@@ -183,7 +183,8 @@ def _loaded(work: _Work, built: BuiltModel) -> nn.Module | None:
         work.load = load_checked(model, work.path, work.options)
     except ChecksumMismatch:
         return None  # the check "integrity" has said so
-    work.checks += coverage_checks(work.load, work.options)
+    checks = [told_by_model(each, work.load) for each in work.checks]
+    work.checks = [*checks, *coverage_checks(work.load, work.options)]
     return None if work.load.on_meta else model
 
 

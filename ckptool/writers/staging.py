@@ -105,11 +105,12 @@ def _find_destination(target: str | Path, force: bool) -> tuple[Path, int | None
         raise OutputRefused(f"{text}: names a folder; name a file in it")
     try:
         destination = Path(os.path.realpath(text))
+    except ValueError as error:
+        raise OutputRefused(f"{text!a}: is no possible file name; choose another") from error
+    try:
         mode = destination.lstat().st_mode
     except FileNotFoundError:
         return destination, None
-    except ValueError as error:
-        raise OutputRefused(f"{text!a}: is no possible file name; choose another") from error
     if stat.S_ISDIR(mode):
         raise OutputRefused(f"{text}: is a folder; name a file in it")
     if not stat.S_ISREG(mode):

@@ -102,9 +102,11 @@ def read_token() -> str | None:
 
 
 def _stored_token() -> str:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = os.environ.get("HF_HOME") or Path(cache) / "huggingface"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    # Not that of Path: it raises where a user has no home.
+    path = os.path.expanduser(os.environ.get("HF_TOKEN_PATH") or f"{home}/token")  # noqa: PTH111
     try:
-        return Path(os.environ.get("HF_TOKEN_PATH") or Path(home) / "token").expanduser().read_text("utf-8")
+        return Path(path).read_text("utf-8")
     except (OSError, ValueError):
         return ""
