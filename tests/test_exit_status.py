@@ -204,7 +204,7 @@ def test_an_empty_name_is_not_the_current_folder(run, place, args):
     before = sorted(Path().rglob("*"))
     ran = run(*args)
     assert (ran.status, ran.out) == (2, "")
-    assert "the name is empty; check the variable that it comes from" in ran.err
+    assert ran.err == "ckptool: the name of a file is empty; check the variable that it comes from\n"
     assert sorted(Path().rglob("*")) == before
 
 

@@ -10,6 +10,8 @@ from contextlib import suppress
 from enum import IntEnum
 from types import FrameType
 
+from ckptool.errors import CkptoolError
+
 _STDERR = 2
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
 BROKEN_PIPE = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1
@@ -74,6 +76,11 @@ def _run(argv: list[str] | None) -> int:
         if isinstance(exit_request.__context__, BrokenPipeError):  # Typer says 1, which would mean "no"
             raise exit_request.__context__ from None
         return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
+    except CkptoolError as error:  # out of the arguments themselves
+        from ckptool.cli.terminal import complain
+
+        complain(str(error))
+        return Status.UNANSWERED
     return Status.DONE
 
 

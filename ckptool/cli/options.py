@@ -21,7 +21,7 @@ from ckptool.model.plans import KeyOptions
 def as_name(text: str) -> str:
     """Refuse a name that is empty, as a variable that is not set leaves it: as a path it is the current folder."""
     if not text:
-        raise typer.BadParameter("the name is empty; check the variable that it comes from")
+        raise CkptoolError("the name of a file is empty; check the variable that it comes from")
     return text
 
 
