@@ -5,6 +5,7 @@ The processes are real, and each of them meets its fault one step later than the
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,17 +16,20 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import safetensors.torch
 import torch
 from support import faults
 
-from ckptool.writers import StagedFile
+from ckptool.model.copies import CopyPlan, Payload
+from ckptool.model.sources import Progress
+from ckptool.writers import WRITERS
 
 ROOT = Path(__file__).parents[1]
 OLD = b"the old file"
@@ -433,18 +437,44 @@ def test_what_a_dead_writer_left_is_no_checkpoint_and_in_nobodys_way(run, place)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_byte_that_the_disk_changed_is_never_published(run, place, monkeypatch, kind, share):
     where = place(kind, exists=True)
-    sync = StagedFile.sync
+    name = "torch" if kind == "pt" else kind
+    writer = WRITERS[name]
 
-    def spoil(self: StagedFile) -> None:
-        sync(self)
-        data = self.path.read_bytes()
+    def spoil(plan: CopyPlan, file: BinaryIO, progress: Progress) -> Mapping[Payload, int]:
+        checksums = writer.write(plan, file, progress)
+        file.flush()
+        data = Path(f"/proc/self/fd/{file.fileno()}").read_bytes()
         at = int(len(data) * share)
-        os.pwrite(self.file.fileno(), bytes([data[at] ^ 1]), at)
+        os.pwrite(file.fileno(), bytes([data[at] ^ 1]), at)
+        return checksums
 
-    monkeypatch.setattr(StagedFile, "sync", spoil)
+    monkeypatch.setitem(WRITERS, name, replace(writer, write=spoil))
     ran = run(*where.arguments("--force"))
     assert (ran.status, where.target.read_bytes()) == (2, OLD)
     assert len(list(where.folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", [[], ["--max-shard-size", "300MB"]], ids=["one file", "shards"])
+def test_what_the_disk_refuses_while_more_is_written_is_heard(run, tmp_path, monkeypatch, how):
+    torch.save({"w": torch.ones(20 << 20)}, tmp_path / "in.pt")  # more than is left to the last sync
+    at_work = []
+
+    def refuse(handle: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            at_work.append(handle)
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys.modules["ckptool.writers.staging"], "_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr(os, "fsync", refuse)
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" if how else tmp_path / "out" / "out.safetensors"
+    ran = run("convert", tmp_path / "in.pt", target, "--to", "safetensors", *how)
+    assert at_work
+    assert (ran.status, ran.err) == (
+        2,
+        f"ckptool: {target}: the disk reports an input/output error; write to another one\n",
+    )
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ from ckptool.model.values import TensorSpec
 from ckptool.operations.copying import PlannedCopy
 from ckptool.operations.readback import check_index, check_staged
 from ckptool.operations.sharding import PlannedShard, ShardedOutput, entry_names, homes_of, total_bytes
-from ckptool.writers import WRITERS, StagedFolder, encode_index, staging, staging_folder
+from ckptool.writers import WRITERS, StagedFolder, encode_index, staging, staging_folder, syncing
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,16 @@ def write_file(
     """
     writer = WRITERS[kind]
     with staging(target, force=options.force or options.in_place, nbytes=writer.nbytes(copy.plan)) as staged:
-        progress.start("writing", copy.payload_bytes)
-        checksums = writer.write(copy.plan, staged.file, progress)
-        staged.sync()
-        _refuse_overflow(target, copy, options)
-        progress.start("reading back", copy.payload_bytes)
-        with open_checkpoint(staged.path) as written:
-            found = check_staged(written, copy.plan, checksums, progress)
-            digest = _digest(copy, found) if options.digest else None
-            nbytes = written.file_bytes
+        with syncing(staged.file):
+            progress.start("writing", copy.payload_bytes)
+            checksums = writer.write(copy.plan, staged.file, progress)
+            staged.file.flush()
+            _refuse_overflow(target, copy, options)
+            progress.start("reading back", copy.payload_bytes)
+            with open_checkpoint(staged.path) as written:
+                found = check_staged(written, copy.plan, checksums, progress)
+                digest = _digest(copy, found) if options.digest else None
+                nbytes = written.file_bytes
         staged.publish()
     return Written(nbytes, digest)
 

@@ -10,10 +10,10 @@ from ckptool.model.copies import CopyPlan, Payload
 from ckptool.model.sources import Progress
 from ckptool.writers.safetensors import count_safetensors_bytes, write_safetensors
 from ckptool.writers.shards import StagedFolder, encode_index, staging_folder
-from ckptool.writers.staging import StagedFile, staging
+from ckptool.writers.staging import StagedFile, staging, syncing
 from ckptool.writers.torch_zip import count_torch_bytes, write_torch
 
-__all__ = ["WRITERS", "StagedFile", "StagedFolder", "Writer", "encode_index", "staging", "staging_folder"]
+__all__ = ["WRITERS", "StagedFile", "StagedFolder", "Writer", "encode_index", "staging", "staging_folder", "syncing"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ckptool.errors import OutputRefused
-from ckptool.writers.staging import create_hidden, move_to_new_name, refusals_of, require_space, sync_folder
+from ckptool.writers.staging import create_hidden, move_to_new_name, refusals_of, require_space, sync_folder, syncing
 
 _STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -53,8 +53,9 @@ class StagedFolder:
         """Write one of the files; on leaving it is on the disk."""
         shared = reduce(and_, self.replaced.values()) if self.replaced else None
         with create_hidden(self.path / name, self.replaced.get(name, shared)) as file:
-            yield file
-            file.flush()
+            with syncing(file):
+                yield file
+                file.flush()
             os.fsync(file.fileno())
 
     def publish(self) -> None:

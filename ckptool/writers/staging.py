@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import BinaryIO
 from ckptool.errors import OutputRefused
 
 _BUFFER_BYTES = 1 << 17  # gathers headers and small tensors; larger chunks pass through it
+_SYNC_BYTES = 1 << 26  # enough for the disk to be at work, little enough to be soon done at the end
+_SYNC_SECONDS = 0.02
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or write to another one",
@@ -59,6 +62,36 @@ class StagedFile:
         else:
             move_to_new_name(self.path, self._destination)
         sync_folder(self._destination.parent)
+
+
+@contextmanager
+def syncing(file: BinaryIO) -> Iterator[None]:
+    """Bring what the block writes into a large file to the disk while it is at work: less is left to wait for.
+
+    :raises OSError: the disk refused.
+    """
+    stop, failures = threading.Event(), list[OSError]()
+    thread = threading.Thread(target=_keep_syncing, args=(file.fileno(), stop, failures))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()  # before the file is closed: its number may be another's then
+    if failures:
+        raise failures[0]  # the system tells of it once
+
+
+def _keep_syncing(handle: int, stop: threading.Event, failures: list[OSError]) -> None:
+    synced = 0
+    try:
+        while not stop.wait(_SYNC_SECONDS):
+            size = os.fstat(handle).st_size
+            if size - synced >= _SYNC_BYTES:
+                os.fsync(handle)
+                synced = size
+    except OSError as error:
+        failures.append(error)
 
 
 @contextmanager
