@@ -111,7 +111,9 @@ class InputOptions:
         Optional[int],
         typer.Option("--num-samples", help="Number of inputs: 48, or all of what is labelled.", min=1, metavar="N"),
     ] = None
-    seed: Annotated[int, typer.Option("--seed", help="Seed of whatever is random.")] = 0
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of whatever is random.", min=0, max=2**32 - 1, metavar="N")
+    ] = 0
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda[:N] or mps.", metavar="DEVICE")] = "auto"
 
 
