@@ -120,6 +120,14 @@ def test_a_narrow_terminal_in_ascii_is_filled_and_not_overrun(name, folder, tmp_
     assert "Traceback" not in shown
 
 
+def test_what_was_done_breaks_between_names():
+    shown = on_a_terminal(VIEWS["dry run"], 60, TERM="dumb").splitlines()
+    done = [line for line in shown if line.startswith("  ")]
+    assert max(map(len, done)) <= 60
+    left_out = next(place for place, line in enumerate(done) if line.startswith("  left out epoch, "))
+    assert done[left_out + 1].startswith("           ")
+
+
 def test_names_of_windows_stay_what_they_are(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = r"C:\models\unet\x.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from ckptool.reports.canvas import Canvas
 from ckptool.reports.text import plural, row, safe_text, size_text
 
 SCHEMA = "ckptool.convert/1"
+_LABEL_CELLS = 11  # of the label before every line but the first
 _SHOWN = 8  # how many items of a list the summary shows; the last line says how to see the rest
 
 
@@ -81,7 +83,15 @@ def _plain_lines(conversion: Conversion) -> Iterator[str]:
 
 def view(conversion: Conversion, canvas: Canvas) -> str:
     """Write one conversion for a person."""
-    return "".join(f"{canvas.paint(line, style)}\n" for style, line in _summary_lines(conversion))
+    lines = [(style, part) for style, line in _summary_lines(conversion) for part in _wrap(line, canvas.width)]
+    return "".join(f"{canvas.paint(line, style)}\n" for style, line in lines)
+
+
+def _wrap(line: str, width: int) -> list[str]:
+    """Break a line between words where it is full; a name is never broken: it is there to be copied."""
+    start = _LABEL_CELLS if line.startswith(" ") else 0
+    text = textwrap.wrap(line[start:], width - _LABEL_CELLS, break_long_words=False, break_on_hyphens=False)
+    return [line[:start] + text[0], *(" " * _LABEL_CELLS + part for part in text[1:])]
 
 
 def _summary_lines(conversion: Conversion) -> Iterator[tuple[str, str]]:
