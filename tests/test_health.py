@@ -453,13 +453,11 @@ def rewritten(
 
 
 def flip_in(path: Path, record: str, at: int = 8) -> None:
-    """Flip one bit of a stored record, and leave its checksum."""
+    """Flip one bit of a stored record, ``at`` so many bytes, and leave its checksum."""
     with zipfile.ZipFile(path) as archive:
         info = next(info for info in archive.infolist() if info.filename.endswith(record))
     data = bytearray(path.read_bytes())
-    name_length, extra_length = (
-        int.from_bytes(data[info.header_offset + at : info.header_offset + at + 2], "little") for at in (26, 28)
-    )
+    name_length, extra_length = (int.from_bytes(data[info.header_offset + place :][:2], "little") for place in (26, 28))
     data[info.header_offset + 30 + name_length + extra_length + at] ^= 1
     path.write_bytes(bytes(data))
 
@@ -478,6 +476,38 @@ def test_a_flipped_bit_is_named_and_the_rest_goes_on(tmp_path: Path, state: Stat
     assert fault["tensors"] == ["conv.weight"]
     assert checks["values.dead"].status == "fail"
     assert checks["values.finite"].evidence["tensors"] == sum(t.is_floating_point() for t in state.values()) - 1
+
+
+def with_more_records(path: Path) -> None:
+    torch.save({"w": torch.rand(50)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        folder = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{folder}/notes.txt", b"what nobody reads" * 9)
+
+
+ARCHIVES: dict[str, Callable[[Path], None]] = {
+    "more.pt": with_more_records,
+    "script.pt": lambda path: torch.jit.script(nn.Sequential(nn.Linear(3, 4), nn.ReLU())).save(path),
+    "export.pt2": lambda path: torch.export.save(torch.export.export(nn.Linear(3, 4), (torch.ones(2, 3),)), path),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_damage_in_any_record_is_found(tmp_path: Path, run: Any, name: str):
+    path = tmp_path / name
+    ARCHIVES[name](path)
+    sound = path.read_bytes()
+    assert json.loads(run("verify", path, "--json").out)["verdict"] == "pass"
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename: info.compress_size for info in archive.infolist() if info.compress_size}
+    assert len(records) > 4
+    for record, nbytes in records.items():
+        path.write_bytes(sound)
+        flip_in(path, record, nbytes // 2)
+        ran = run("verify", path, "--json")
+        assert ran.status in (1, 2), record
+        assert record in ran.out, record
 
 
 def test_damage_outside_of_the_weights_counts(tmp_path: Path, state: State):

@@ -162,6 +162,7 @@ def _join(folder: Path, files: _Files, parts: Mapping[str, Checkpoint]) -> Check
         shards=tuple(
             Shard(f"{prefix}{name}", part.file_bytes, keys if "optim" in name else ()) for name, part in parts.items()
         ),
+        others=tuple(other for part in parts.values() for other in part.others),
     )
 
 

@@ -18,7 +18,14 @@ from ckptool.formats.json_tables import read_json
 from ckptool.formats.pickle import GlobalLog, PickledStorage, read_pickle, view_tensor
 from ckptool.formats.sniff import HEAD_BYTES, archive_kind, recognise
 from ckptool.formats.sources import read_bytes
-from ckptool.formats.torch_zip import LARGEST_PICKLE, find_root, read_facts, read_torch_zip, storage_findings
+from ckptool.formats.torch_zip import (
+    LARGEST_PICKLE,
+    find_root,
+    other_records,
+    read_facts,
+    read_torch_zip,
+    storage_findings,
+)
 from ckptool.formats.zip import STORED, Archive, Record, read_archive
 from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.dtypes import BY_NAME, DType
@@ -55,6 +62,7 @@ class _Package:
     root: str
     storages: dict[str, tuple[Storage, DType]] = field(default_factory=dict)
     nested: list[Storage] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)  # archives in the archive, with checksums of their own
     globals: list[GlobalUse] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -106,6 +114,8 @@ def _old_record(package: _Package, name: str) -> Record:
 
 def _checkpoint(package: _Package, root: Any, archive: Archive, facts: dict[str, str], models: int) -> Checkpoint:
     raw = [storage for storage, _ in package.storages.values()]
+    read = {*(storage.source.label for storage in raw), *package.saved}
+    others = [record for name, record in package.records.items() if name not in read]
     what = "a program" if models == 1 else f"{models} programs"
     program = Finding("program", f"this is {what} of torch.export, which torch.export.load would prepare to run")
     return Checkpoint(
@@ -118,6 +128,7 @@ def _checkpoint(package: _Package, root: Any, archive: Archive, facts: dict[str,
         globals=tuple(package.globals),
         findings=(*archive.findings, *package.findings, program, *storage_findings(raw, [])),
         facts=facts,
+        others=other_records(package.file, others),
     )
 
 
@@ -241,6 +252,7 @@ def _read_saved(package: _Package, record: Record) -> Any:
     if archive is None or archive_kind(archive.records) != "torch-zip":
         raise UnreadableCheckpoint(f"the record {record.name!r:.100} is no file of torch.save; {AGAIN}")
     saved = read_torch_zip(inner, archive)
+    package.saved.append(record.name)
     package.nested += saved.storages
     package.globals += saved.globals
     package.findings += [finding for finding in saved.findings if finding.code != "no-checksums"]

@@ -101,6 +101,7 @@ def _join(shards: ShardSet, parts: Sequence[Checkpoint]) -> Checkpoint:
             Shard(name, part.file_bytes, tuple(part.root.text_items()))
             for name, part in zip(shards.names, parts, strict=True)
         ),
+        others=tuple(other for part in parts for other in part.others),
     )
 
 

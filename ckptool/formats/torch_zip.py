@@ -71,7 +71,8 @@ def read_torch_zip(file: InputFile, archive: Archive) -> Checkpoint:
     left_over = table.left_over()
     used, unused = table.used(), table.open_unused(left_over)
     extras = _extra_names(left_over, root)
-    scan_records(file, [records[f"{root}/{name}"] for name in extras], log)
+    others = [records[f"{root}/{name}"] for name in extras]
+    scan_records(file, others, log)
     findings = (
         *archive.findings,
         *log.findings,
@@ -89,6 +90,7 @@ def read_torch_zip(file: InputFile, archive: Archive) -> Checkpoint:
         globals=log.uses(),
         findings=findings,
         facts=facts,
+        others=other_records(file, others),
     )
 
 
@@ -301,6 +303,11 @@ def _extra_names(names: Iterable[str], root: str) -> list[str]:
     """List the records that torch.save does not write."""
     within = {name.removeprefix(f"{root}/") for name in names} - _OWN_RECORDS
     return sorted(name for name in within if not name.startswith("data/") or not _KEY.fullmatch(name, len("data/")))
+
+
+def other_records(file: InputFile, records: Iterable[Record]) -> tuple[Storage, ...]:
+    """Describe records that hold no tensor: they have checksums, too."""
+    return tuple([Storage(record.name, record.open(file), record.nbytes) for record in records if record.nbytes])
 
 
 def scan_records(file: InputFile, records: Iterable[Record], log: GlobalLog) -> None:

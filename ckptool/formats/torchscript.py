@@ -21,13 +21,14 @@ from ckptool.formats.torch_zip import (
     StorageTable,
     extra_findings,
     find_root,
+    other_records,
     read_facts,
     read_pickle_record,
     storage_findings,
 )
 from ckptool.formats.zip import Archive, Record
 from ckptool.model.checkpoint import Checkpoint, Finding
-from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, Stub, TensorSpec, walk
+from ckptool.model.values import DictNode, GlobalRef, OpaqueTensor, Storage, Stub, TensorSpec, walk
 
 _LARGEST_CODE = 64 << 20
 _MOST_MODULES = 1_000_000
@@ -96,7 +97,14 @@ def read_torchscript(file: InputFile, archive: Archive) -> Checkpoint:
         globals=log.uses(),
         findings=(*archive.findings, *log.findings, *_findings(records, root), *storage_findings(used, [])),
         facts=facts,
+        others=other_records(file, _unread(records, used)),
     )
+
+
+def _unread(records: dict[str, Record], used: list[Storage]) -> list[Record]:
+    """List what holds no tensor and no code, which have been read: above all where each line of the code comes from."""
+    names = {storage.source.label for storage in used}
+    return [record for name, record in records.items() if name not in names and not name.endswith(".py")]
 
 
 def _read_part(

@@ -45,8 +45,9 @@ class Checkpoint:
     ``file_bytes`` is the sum of them and the index. ``root`` is the value tree of ``model/values.py`` (for
     safetensors a flat ``DictNode`` of tensors). ``metadata`` is the text metadata of a safetensors header; ``facts``
     are properties of the container itself (``byteorder``, ``version``; ``inside``: the archives around it).
-        ``storages`` are all records with tensor bytes, those that no tensor uses included. Close it, or use it as
-        a context manager, when its bytes are no longer needed.
+        ``storages`` are all records with tensor bytes, those that no tensor uses included; ``others`` are records that
+    hold no tensor, and of which the description needs nothing. Close it, or use it as a context manager, when its bytes
+    are no longer needed.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     shards: tuple[Shard, ...] = ()
+    others: tuple[Storage, ...] = ()
 
     @property
     def is_safetensors(self) -> bool:

@@ -32,7 +32,7 @@ def check_integrity(checkpoint: Checkpoint, survey: Survey) -> Check:
     evidence = _integrity_evidence(checkpoint, survey)
     again = "get the file again, and compare its checksum with the one at its source"
     if survey.faults:
-        return Check("integrity", "fail", _faulty(survey.faults, survey.checked), evidence, again)
+        return Check("integrity", "fail", _faulty(survey.faults), evidence, again)
     if survey.valueless:
         message = f"the file holds no values for {quoted(survey.valueless)}, saved while on the meta device"
         return Check("integrity", "fail", message, evidence, "save the model after its weights are read")
@@ -62,10 +62,10 @@ def _integrity_evidence(checkpoint: Checkpoint, survey: Survey) -> dict[str, Any
     }
 
 
-def _faulty(faults: Sequence[Fault], checked: int) -> str:
+def _faulty(faults: Sequence[Fault]) -> str:
     shown = "; ".join(_fault(fault) for fault in faults[:_MAX_LISTED])
     more = f"; and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
-    return f"{len(faults)} of {max(checked, len(faults))} storages cannot be read as written: {shown}{more}"
+    return f"not everything can be read as it was written: {shown}{more}"
 
 
 def _fault(fault: Fault) -> str:

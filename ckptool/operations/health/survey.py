@@ -138,19 +138,20 @@ def _fingerprint(sampler: Sampler | None, statistics: TensorStatistics | None) -
 
 
 def survey(checkpoint: Checkpoint, tensors: Mapping[str, Any], progress: Progress) -> Survey:
-    """Read the tensors, and every other storage that has a checksum; damage is noted, and the rest goes on.
+    """Read the tensors, and every other record that has a checksum; damage is noted, and the rest goes on.
 
     ``tensors`` are those that are judged, by the name under which they are told.
     """
     views, valueless = _views(tensors)
     work = _Pass(progress)
     storages = dict.fromkeys((*checkpoint.storages, *(spec.storage for spec, _ in views)))
-    progress.start("reading values", _bytes_to_read(storages, views))
+    records = storages | dict.fromkeys(checkpoint.others)
+    progress.start("reading values", _bytes_to_read(records, views))
     with np.errstate(all="ignore"):
         for spec, names in views:
             work.read(tuple(names), spec)
-    for storage in storages:
-        work.check(storage)
+    for record in records:
+        work.check(record)
     stored = [storage for storage in storages if storage.nbytes]
     checked = sum(map(_is_proven, stored))
     faults = tuple(
