@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 from ckptool.errors import OutputRefused
@@ -70,28 +71,38 @@ def syncing(file: BinaryIO) -> Iterator[None]:
 
     :raises OSError: the disk refused.
     """
-    stop, failures = threading.Event(), list[OSError]()
-    thread = threading.Thread(target=_keep_syncing, args=(file.fileno(), stop, failures))
-    thread.start()
+    # Bare locks and a bare thread: a signal that comes inside those of ``threading`` leaves them half locked.
+    work, at_work, finished = _Syncing(file.fileno()), Lock(), Lock()
+    at_work.acquire()
+    finished.acquire()
+    _thread.start_new_thread(work.run, (at_work, finished))
     try:
         yield
     finally:
-        stop.set()
-        thread.join()  # before the file is closed: its number may be another's then
-    if failures:
-        raise failures[0]  # the system tells of it once
+        at_work.release()
+        finished.acquire()  # before the file is closed: its number may be another's then
+    if work.failure is not None:
+        raise work.failure  # the system tells of it once
 
 
-def _keep_syncing(handle: int, stop: threading.Event, failures: list[OSError]) -> None:
-    synced = 0
-    try:
-        while not stop.wait(_SYNC_SECONDS):
-            size = os.fstat(handle).st_size
-            if size - synced >= _SYNC_BYTES:
-                os.fsync(handle)
-                synced = size
-    except OSError as error:
-        failures.append(error)
+@dataclass(slots=True)
+class _Syncing:
+    handle: int
+    failure: OSError | None = None
+
+    def run(self, at_work: Lock, finished: Lock) -> None:
+        """Sync what has come, time and again, as long as somebody is at work."""
+        synced = 0
+        try:
+            while not at_work.acquire(timeout=_SYNC_SECONDS):
+                size = os.fstat(self.handle).st_size
+                if size - synced >= _SYNC_BYTES:
+                    os.fsync(self.handle)
+                    synced = size
+        except OSError as error:
+            self.failure = error
+        finally:
+            finished.release()
 
 
 @contextmanager
