@@ -103,8 +103,8 @@ def trials(place: Place, fault: str, *, force: bool, moments: int | None = None,
     return rows
 
 
-# Python cannot raise what a signal raises while it closes a generator that was left half-way (of ``any``, of a loop that
-# returns): it says so, and the command goes on to its end, as if the signal had never come.
+# Python cannot raise what a signal raises while it closes a generator that was left half-way (that of ``any``, say): it
+# says so, and the command goes on to its end, as if the signal had never come.
 _SWALLOWED = re.compile(
     r"Exception ignored in: <generator object [^\n]*\nTraceback \(most recent call last\):\n(?:  [^\n]*\n)+"
     r"(?:KeyboardInterrupt|SystemExit)[^\n]*\n"
