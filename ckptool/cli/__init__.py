@@ -76,7 +76,7 @@ def _run(argv: list[str] | None) -> int:
         if isinstance(exit_request.__context__, BrokenPipeError):  # Typer says 1, which would mean "no"
             raise exit_request.__context__ from None
         return exit_request.code if isinstance(exit_request.code, int) else int(exit_request.code is not None)
-    except CkptoolError as error:  # out of the arguments themselves
+    except CkptoolError as error:
         from ckptool.cli.terminal import complain
 
         complain(str(error))

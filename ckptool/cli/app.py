@@ -12,7 +12,6 @@ import typer
 
 from ckptool import __version__
 from ckptool.cli import Status
-from ckptool.errors import CkptoolError
 
 app = typer.Typer(
     name="ckptool",
@@ -110,11 +109,6 @@ def _answer(function: Callable[..., Status], kwargs: Mapping[str, Any]) -> Statu
     try:
         status = function(**kwargs)
         sys.stdout.flush()
-    except CkptoolError as error:
-        from ckptool.cli.terminal import complain
-
-        complain(str(error))
-        return Status.UNANSWERED
     except KeyboardInterrupt:
         typer.echo("ckptool: interrupted", err=True)
         return Status.INTERRUPTED
