@@ -28,6 +28,7 @@ from ckptool.formats.zip import DEFLATED, STORED, Archive, Record
 from ckptool.model.checkpoint import Checkpoint, Finding
 from ckptool.model.checksums import crc32
 from ckptool.model.rows import make_rows
+from ckptool.model.sources import ByteSource
 from ckptool.model.values import Storage
 
 LARGEST_PICKLE = 512 << 20
@@ -314,14 +315,22 @@ def scan_records(file: InputFile, records: Iterable[Record], log: GlobalLog) -> 
     """Log what pickles name in records that the reader of the container passes over, as far as they can be read."""
     left = SCANNED_BYTES
     for record in records:
-        data = bytearray()
-        with suppress(UnreadableCheckpoint):
-            for chunk in record._replace(crc32=0).open(file).stream():
-                data += chunk
-                if len(data) >= left:
-                    break
-        scan_foreign(bytes(data[:left]), label=record.name.partition("/")[2], log=log)
-        left -= min(left, len(data))
+        if not left:
+            return
+        data = _readable(record._replace(crc32=0).open(file), left)
+        scan_foreign(data, label=record.name.partition("/")[2], log=log)
+        left -= len(data)
+
+
+def _readable(source: ByteSource, most: int) -> bytes:
+    """Read the first bytes of a source, as far as it is sound."""
+    data = bytearray()
+    with suppress(UnreadableCheckpoint):
+        for chunk in source.stream():
+            data += chunk
+            if len(data) >= most:
+                break
+    return bytes(data[:most])
 
 
 def extra_findings(extras: list[str]) -> Iterable[Finding]:
