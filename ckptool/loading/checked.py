@@ -55,10 +55,10 @@ def load_checked(model: nn.Module, path: str | os.PathLike[str], options: Verify
         if options.as_is:
             _forget_aliases(placement, view)
         report = fill(model, names, view, placement, accepts=lambda _report: True)
-        notes = tuple(_remedies(report, names, model_names(model), cleaned)) if options.as_is else ()
+        notes = tuple(_remedies(report, model_names(model), cleaned)) if options.as_is else ()
         if not (report.matched or notes):
             notes = tuple(_deep_prefix(names, cleaned))
-        moves = () if options.as_is else _told_by_model(placement, own_names(model), names, cleaned)
+        moves = () if options.as_is else _told_by_model(placement, names, cleaned)
         notes += tuple(_notes(CLEAN_COMMAND, _command(placement, cleaned) if moves else None))
         ignored = tuple(_ignored(report, placement, names, {name for name, _ in model.named_parameters()}))
     return replace(
@@ -109,11 +109,11 @@ def _is_computed(name: str, shape: tuple[int, ...] | None) -> bool:
 # --- what would help ---
 
 
-def _remedies(report: LoadReport, own: ModelNames, clean: ModelNames, view: OpenedCheckpoint) -> Iterator[Note]:
+def _remedies(report: LoadReport, clean: ModelNames, view: OpenedCheckpoint) -> Iterator[Note]:
     """Say what cleaning the names would bring, and the command that writes them so."""
     placement = place(view, clean)
     is_better = len(placement.tensors) > len(report.matched) and any(_moves(placement))
-    if not is_better or own.slots.keys() != clean.slots.keys():
+    if not is_better or not clean.are_own:
         return
     rule, count = placement.plan.rule, len(placement.tensors)
     found = Names(placement.plan.kept).private_segments()  # the rule would remove others, too
@@ -123,11 +123,9 @@ def _remedies(report: LoadReport, own: ModelNames, clean: ModelNames, view: Open
     yield from _notes(STRIP_COMMAND, _command(placement, view))
 
 
-def _told_by_model(
-    placement: Placement, own: ModelNames, clean: ModelNames, view: OpenedCheckpoint
-) -> tuple[KeyMove, ...]:
+def _told_by_model(placement: Placement, names: ModelNames, view: OpenedCheckpoint) -> tuple[KeyMove, ...]:
     """Give the keys that the model takes under other names, unless the file alone tells the same names."""
-    is_told = own.slots.keys() == clean.slots.keys() and not _plans_to(view, view.keys, placement.taken)
+    is_told = names.are_own and not _plans_to(view, view.keys, placement.taken)
     return _moves(placement) if is_told else ()
 
 

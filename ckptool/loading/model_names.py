@@ -55,6 +55,11 @@ class ModelNames:
     values: Mapping[str, str]
     conversion: Conversion | None = None
 
+    @property
+    def are_own(self) -> bool:
+        """Tell whether the model itself has its tensors under these names: no wrapper is around it."""
+        return all(name == slot.key for name, slot in self.slots.items())
+
 
 def model_names(model: nn.Module) -> ModelNames:
     """Give the clean names of a model.

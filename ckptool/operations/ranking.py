@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from operator import itemgetter
 from pathlib import PurePath
 
 from ckptool.layouts.directions import better_direction
@@ -107,7 +108,7 @@ def _ranked(rows: Sequence[FileRow], able: Sequence[FileRow], metric: Fact, mode
     sign = 1 if mode.value == "min" else -1
     scored = [(score, row) for row in able if (score := _score_of(row, metric.value)) is not None]
     scored.sort(key=lambda pair: sign * pair[0])
-    first = [row for _, same in groupby(scored, key=_first) for row in _in_order([row for _, row in same])]
+    first = [row for _, same in groupby(scored, key=itemgetter(0)) for row in _in_order([row for _, row in same])]
     if not first:
         refusal = f"{metric.value}: no file here has a finite value of it; choose another one with --metric"
         return Ranking(_unranked(rows), metric=metric, mode=mode, refusal=refusal)
@@ -126,10 +127,6 @@ def _score_of(row: FileRow, metric: str) -> float | None:
     except OverflowError:
         return None
     return score if math.isfinite(score) else None
-
-
-def _first(pair: tuple[float, FileRow]) -> float:
-    return pair[0]
 
 
 def _in_order(rows: Sequence[FileRow]) -> list[FileRow]:
